@@ -1,0 +1,81 @@
+"""Self-attention inside the windows of a feature map, with one learned bias for every relative position.
+
+AlterNet's attention (Park & Kim 2022, section 4): Swin's windows without shifts, and with one table of biases that all
+heads of a layer share.  Maps that the window does not divide are padded below and to the right, and padded keys are
+masked; a window larger than the map shrinks to it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention in non-overlapping windows of ``window`` x ``window`` pixels.
+
+    Shapes: (B, dim_in, H, W) -> (B, dim_out, H, W), any H and W.
+    ``bias_per_head`` gives every head its own table, as Swin has; the official AlterNet shares one.
+    """
+
+    def __init__(
+        self, dim_in: int, dim_out: int, *, heads: int, dim_head: int = 64, window: int = 7, bias_per_head: bool = False
+    ) -> None:
+        super().__init__()
+        self.heads, self.dim_head, self.window = heads, dim_head, window
+        self.qkv = nn.Conv2d(dim_in, 3 * heads * dim_head, 1, bias=False)
+        self.out = nn.Conv2d(heads * dim_head, dim_out, 1)
+        side = 2 * window - 1
+        self.bias_table = nn.Parameter(torch.randn(heads if bias_per_head else 1, side, side) * 0.02)
+        self.register_buffer("rel_index", relative_index(window), persistent=False)
+
+    rel_index: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        rows, columns = min(self.window, h), min(self.window, w)
+        below, right = -h % rows, -w % columns
+        x = F.pad(x, (0, right, 0, below))
+        q, k, v = windows(self.qkv(x), rows, columns).unflatten(2, (3, self.heads, self.dim_head)).unbind(2)
+        mask = self.bias(rows, columns)
+        if below or right:
+            keys = windows(
+                F.pad(x.new_ones(1, 1, h, w), (0, right, 0, below)), rows, columns
+            )  # 1 where there is a pixel
+            mask = mask.masked_fill(keys.transpose(1, 2)[:, None] == 0, float("-inf")).repeat(len(x), 1, 1, 1)
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask.to(q.dtype)
+        )
+        out = out.transpose(1, 2).flatten(2)
+        return self.out(from_windows(out, rows, columns, h + below, w + right)[..., :h, :w])
+
+    def bias(self, rows: int, columns: int) -> Tensor:
+        """What each query adds to the logit of each key.  Shapes: () -> (1, 1 or heads, rows*columns, rows*columns)."""
+        index = self.rel_index[:rows, :columns, :rows, :columns].flatten(2).flatten(0, 1)
+        return self.bias_table.flatten(1)[:, index][None]
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, dim_head={self.dim_head}, window={self.window}"
+
+
+def relative_index(window: int) -> Tensor:
+    """Where the bias of (query row, query column, key row, key column) stands in the flattened table.
+
+    Shapes: () -> (window, window, window, window) of integers below (2*window - 1)**2.
+    """
+    position = torch.arange(window)
+    offset = position[None, :] - position[:, None] + window - 1  # key - query, moved to start at 0
+    return offset[:, None, :, None] * (2 * window - 1) + offset[None, :, None, :]
+
+
+def windows(x: Tensor, rows: int, columns: int) -> Tensor:
+    """A map cut into windows, row by row.  Shapes: (B, C, n*rows, m*columns) -> (B*n*m, rows*columns, C)."""
+    x = x.unflatten(3, (-1, columns)).unflatten(2, (-1, rows))
+    return x.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(0, 2)
+
+
+def from_windows(x: Tensor, rows: int, columns: int, h: int, w: int) -> Tensor:
+    """The inverse of `windows`.  Shapes: (B*n*m, rows*columns, C) -> (B, C, h, w)."""
+    x = x.unflatten(1, (rows, columns)).unflatten(0, (-1, h // rows, w // columns))
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
