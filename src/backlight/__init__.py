@@ -1,0 +1,41 @@
+"""Backlight shows how a vision model works.
+
+Names load on first use, so that ``import backlight`` is instant; ``import backlight.models`` registers our models with timm.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load_model": "models.zoo",
+    "load_data": "data",
+    "units": "anatomy",
+    "feature_maps": "anatomy",
+    "without": "anatomy",
+    "grid": "layout",
+    "spell": "anatomy",
+    "fourier": "analyses.fourier",
+    "variance": "analyses.variance",
+    "lesion": "analyses.lesion",
+    "calibration": "analyses.calibration",
+    "load": "result",
+    "Result": "result",
+    "train": "training",
+    "run_study": "study",
+    "write_report": "report",
+}
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'backlight' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,39 @@
+"""The analyses: one word each, the same in Python, on the command line, in the docs and as a folder of results."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ..errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from ..result import Result
+    from .single_pass import Reducer
+
+#: What each analysis asks, in the order of the page.  Kept here so that ``--help`` need not import torch.
+ANALYSES = {
+    "fourier": "Which frequencies does each unit remove, and which does it amplify?",
+    "variance": "Which units average the feature map, and which make its places differ?",
+    "lesion": "How much worse is the model without one of its units?",
+    "calibration": "How right is the model, and does it know?",
+}
+#: The reducers of those that only watch a forward pass and so can share one.
+SINGLE_PASS = {"fourier": "Spectra", "variance": "Spread", "calibration": "Confidence"}
+
+
+def known(name: str) -> str:
+    """The name itself.  Errors: UserError if no analysis is called so."""
+    if name not in ANALYSES:
+        raise UserError(f"no analysis is called {name!r}{did_you_mean(name, ANALYSES)}; there are {', '.join(ANALYSES)}")
+    return name
+
+
+def result_type(name: str) -> type[Result]:
+    """The Result of an analysis."""
+    return getattr(import_module(f".{known(name)}", __name__), name.capitalize())
+
+
+def reducer_type(name: str) -> type[Reducer]:
+    """The reducer of a single-pass analysis."""
+    return getattr(import_module(f".{known(name)}", __name__), SINGLE_PASS[name])

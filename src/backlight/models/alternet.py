@@ -9,20 +9,20 @@ a word without ``a`` is the all-convolution baseline, a pre-activation ResNet.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, DropPath
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import ClassifierHead, DropPath
 from timm.models import (
     build_model_with_cfg,
     checkpoint_seq,
-    feature_take_indices,
     generate_default_cfgs,
     register_model,
 )
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -72,30 +72,19 @@ class AlterNet(nn.Module):
         self.num_classes, self.in_chans = num_classes, in_chans
         self.grad_checkpointing = False
 
-        conv_branch, expansion = CONV_BRANCHES[block]
         make_stem, reduction = STEMS[stem]
+        attention = {"heads": heads, "dim_head": dim_head, "window": window, "bias_per_head": bias_per_head}
+        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(map(len, stages))).tolist())
         self.stem = make_stem(in_chans, dim)
         self.stages = nn.Sequential()
         self.feature_info: list[dict[str, Any]] = []
-        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(map(len, stages))).tolist())
         dim_in = dim
         for s, letters in enumerate(stages):
-            width = dim * 2**s
-            dim_out, stage = width * expansion, nn.Sequential()
+            stage, dim_out = nn.Sequential(), dim * 2**s * EXPANSION[block]
             for i, letter in enumerate(letters):
-                stride, drop_path = 2 if s and i == 0 else 1, next(drop_paths)
-                if letter == "b":
-                    unit: nn.Module = Smoothing(dim_in, dim_out, stride, drop_path)
-                elif letter == "a":
-                    attention = WindowAttention(
-                        width, dim_out, heads=heads[s], dim_head=dim_head, window=window, bias_per_head=bias_per_head
-                    )
-                    branch = attention_branch(dim_in, width, stride, attention)
-                    unit = PreActivation(dim_in, dim_out, stride, nn.GELU(), branch, drop_path)
-                else:
-                    branch = conv_branch(dim_in, width, stride)
-                    unit = PreActivation(dim_in, dim_out, stride, nn.ReLU(), branch, drop_path)
-                stage.append(unit)
+                stride = 2 if s and i == 0 else 1
+                shape = {"dim_in": dim_in, "dim_out": dim_out, "stride": stride, "drop_path": next(drop_paths)}
+                stage.append(spelled_unit(letter, s, block=block, attention=attention, **shape))
                 dim_in = dim_out
             self.stages.append(stage)
             self.feature_info.append({"num_chs": dim_in, "reduction": reduction * 2**s, "module": f"stages.{s}"})
@@ -123,6 +112,7 @@ class AlterNet(nn.Module):
         indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
+        *,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
@@ -176,10 +166,25 @@ class AlterNet(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.word!r}, block={self.block!r}"
 
-    def _run(self, stage: nn.Sequential, x: Tensor) -> Tensor:
+    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(stage, x)
         return stage(x)
+
+
+def spelled_unit(
+    letter: str, stage: int, *, block: str, attention: dict[str, Any], dim_in: int, dim_out: int, **shape: Any
+) -> nn.Module:
+    """The residual unit that a letter of the word stands for, in stage number ``stage``."""
+    width, stride = dim_out // EXPANSION[block], shape["stride"]
+    if letter == "b":
+        return Smoothing(dim_in, dim_out, **shape)
+    if letter == "c":
+        branch = CONV_BRANCHES[block](dim_in, width, stride)
+        return PreActivation(dim_in, dim_out, act=nn.ReLU(), branch=branch, **shape)
+    attend = WindowAttention(width, dim_out, **attention | {"heads": attention["heads"][stage]})
+    branch = attention_branch(dim_in, width, stride, attend)
+    return PreActivation(dim_in, dim_out, act=nn.GELU(), branch=branch, **shape)
 
 
 class PreActivation(nn.Module):
@@ -189,7 +194,7 @@ class PreActivation(nn.Module):
     """
 
     def __init__(
-        self, dim_in: int, dim_out: int, stride: int, act: nn.Module, branch: nn.Module, drop_path: float = 0.0
+        self, dim_in: int, dim_out: int, *, stride: int, act: nn.Module, branch: nn.Module, drop_path: float = 0.0
     ) -> None:
         super().__init__()
         self.norm, self.act = nn.BatchNorm2d(dim_in), act
@@ -204,9 +209,9 @@ class PreActivation(nn.Module):
 
 
 class Smoothing(nn.Module):
-    """``x + (blur(x) - x)``: the stream blurred, written as a residual unit; projected first where the shape changes."""
+    """``x + (blur(x) - x)``: the stream blurred, as a residual unit; projected first where the shape changes."""
 
-    def __init__(self, dim_in: int, dim_out: int, stride: int, drop_path: float = 0.0) -> None:
+    def __init__(self, dim_in: int, dim_out: int, *, stride: int, drop_path: float = 0.0) -> None:
         super().__init__()
         same = dim_in == dim_out and stride == 1
         self.shortcut = nn.Identity() if same else conv1x1(dim_in, dim_out, stride)
@@ -263,9 +268,9 @@ def bottleneck_branch(dim_in: int, width: int, stride: int) -> nn.Sequential:
     )
 
 
-def attention_branch(dim_in: int, width: int, stride: int, attention: WindowAttention) -> nn.Sequential:
+def attention_branch(dim_in: int, width: int, stride: int, attend: WindowAttention) -> nn.Sequential:
     """A 1x1 convolution, no activation, then attention, whose output projection widens again."""
-    return nn.Sequential(OrderedDict(conv=conv1x1(dim_in, width, stride), norm2=nn.BatchNorm2d(width), attn=attention))
+    return nn.Sequential(OrderedDict(conv=conv1x1(dim_in, width, stride), norm2=nn.BatchNorm2d(width), attn=attend))
 
 
 def imagenet_stem(in_chans: int, dim: int) -> nn.Sequential:
@@ -286,15 +291,9 @@ def conv3x3(dim_in: int, dim_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(dim_in, dim_out, 3, stride, 1, bias=False)
 
 
-# name -> (maker, how much wider than its `width` the block's output is), (maker, how much smaller the map becomes)
-CONV_BRANCHES: dict[str, tuple[Callable[[int, int, int], nn.Sequential], int]] = {
-    "basic": (basic_branch, 1),
-    "bottleneck": (bottleneck_branch, 4),
-}
-STEMS: dict[str, tuple[Callable[[int, int], nn.Sequential], int]] = {
-    "imagenet": (imagenet_stem, 4),
-    "cifar": (cifar_stem, 1),
-}
+CONV_BRANCHES = {"basic": basic_branch, "bottleneck": bottleneck_branch}
+EXPANSION = {"basic": 1, "bottleneck": 4}  # how much wider than its inside a block's output is
+STEMS = {"imagenet": (imagenet_stem, 4), "cifar": (cifar_stem, 1)}  # with how much smaller the map becomes
 
 
 def word_stages(word: str) -> list[str]:
@@ -314,14 +313,16 @@ def word_stages(word: str) -> list[str]:
 
 def refuse_bad_arguments(stages: list[str], *, block: str, stem: str, heads: Sequence[int], **sizes: int) -> None:
     """Raise UserError for an argument that no AlterNet can have."""
-    for name, value, known in (("block", block, CONV_BRANCHES), ("stem", stem, STEMS)):
+    for name, value, known in (("block", block, list(CONV_BRANCHES)), ("stem", stem, list(STEMS))):
         if value not in known:
             raise UserError(f"{name}={value!r}: AlterNet knows {' and '.join(known)}")
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise UserError(f"{name}={size!r}: AlterNet needs a whole number above 0")
-    if len(heads) < len(stages) and "a" in "".join(stages[len(heads) :]):
-        raise UserError(f"{len(stages)} stages with attention need as many numbers of heads; heads={tuple(heads)}")
+    if "a" in "".join(stages[len(heads) :]):
+        raise UserError(
+            f"heads={tuple(heads)} gives no number of heads for stage {len(heads) + 1} of {' '.join(stages)!r}"
+        )
 
 
 def without_attention(word: str) -> str:
@@ -341,7 +342,7 @@ def create(variant: str, pretrained: bool, defaults: dict[str, Any], arguments: 
     return build_model_with_cfg(AlterNet, variant, pretrained, feature_cfg=feature_cfg, **arguments)
 
 
-IMAGENET = {
+IMAGENET: dict[str, Any] = {
     "num_classes": 1000,
     "input_size": (3, 224, 224),
     "pool_size": (7, 7),
@@ -365,10 +366,9 @@ CIFAR_100 = IMAGENET | {
     "std": (0.2675, 0.2565, 0.2761),
 }
 DEPTHS = (18, 34, 50, 101, 152)
-default_cfgs = generate_default_cfgs(
-    {f"{family}_{depth}": IMAGENET for family in ("alternet", "preact_resnet") for depth in DEPTHS}
-    | {"alternet_50_cifar": CIFAR_100, "preact_resnet_50_cifar": CIFAR_100}
-)
+configurations: dict[str, Any] = {"alternet_50_cifar": CIFAR_100, "preact_resnet_50_cifar": CIFAR_100}
+configurations |= {f"{family}_{depth}": IMAGENET for family in ("alternet", "preact_resnet") for depth in DEPTHS}
+default_cfgs = generate_default_cfgs(configurations)  # where timm looks for them
 
 
 @register_model

@@ -1,0 +1,143 @@
+"""Lesion study: how much worse is a trained model without one of its units?
+
+Park & Kim, "How Do Vision Transformers Work?" (ICLR 2022), figures 10b and D.4.  A lesion silences a unit's branch, so that the
+unit passes the stream on as it came; nothing is trained or re-calibrated afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..anatomy import Unit, evaluating, tensors, units, without
+from ..errors import UserError
+from ..evidence import evidence
+from ..numerics.bootstrap import mean_interval
+from ..numerics.calibration import scores
+from ..result import Claim, Result, Row
+from .calibration import labelled
+from .single_pass import described, fit, split, suggestion
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def lesion(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    name: str | None = None,
+) -> Lesion:
+    """Accuracy and NLL without each unit, and the change from the whole model with a paired 95% interval over images.
+
+    The images are read once; each batch runs once whole and once without each unit.
+    Errors: UserError if the model has no residual units, or the data no labels.
+    """
+    started = time.perf_counter()
+    found: list[Unit] | None = None
+    kept: list[np.ndarray] = []  # (units + 1, 2, B): correct and NLL, the whole model first
+    with evaluating(model), torch.inference_mode():
+        for images, labels in split(data):
+            images = fit(images, model)
+            found = removable(model, images[:2]) if found is None else found
+            kept.append(np.stack([_scores(model, images, labels, unit) for unit in [None, *found]]))
+    if found is None:
+        raise UserError("no images: the data are empty")
+    seen = np.concatenate(kept, axis=2)
+    change = seen[1:] - seen[:1]
+    value, low, high = mean_interval(change.transpose(2, 0, 1), resamples=resamples, seed=seed)
+    whole = mean_interval(seen[0].T, resamples=resamples, seed=seed)
+    table = [_row({"unit": -1, "kind": "whole", "stage": 0, "module": ""}, seen[0], *np.zeros((3, 2)))]
+    table += [_row(described(u), seen[i + 1], value[i], low[i], high[i]) for i, u in enumerate(found)]
+    facts = evidence(model, data, images=seen.shape[2], resamples=resamples, seed=seed) | {
+        "seconds": round(time.perf_counter() - started, 3),
+        "whole": {"accuracy": [float(x[0]) for x in whole], "nll": [float(x[1]) for x in whole]},
+    }
+    return Lesion(name or type(model).__name__, table, _claims(found, change[:, 0], resamples, seed), facts)
+
+
+def removable(model: nn.Module, images: Tensor) -> list[Unit]:
+    """The units that can be silenced.  Errors: UserError if there are none."""
+    found = units(model, images)
+    if not found:
+        raise UserError(f"{type(model).__name__} has no residual units, so there is nothing a lesion could leave out")
+    return [unit for unit in found if unit.branch]
+
+
+def _scores(model: nn.Module, images: Tensor, labels: Tensor | None, unit: Unit | None) -> np.ndarray:
+    """Correct (0 or 1) and NLL of each image.  Shapes: (B, C, H, W), (B,) -> (2, B)."""
+    if unit is None:
+        logits = next(tensors(model(images)))
+    else:
+        with without(model, unit):
+            logits = next(tensors(model(images)))
+    s = scores(*labelled(logits, labels.to(logits.device) if labels is not None else None))
+    return np.stack([s.prediction == s.label, s.nll])
+
+
+def _row(unit: Row, seen: np.ndarray, value: np.ndarray, low: np.ndarray, high: np.ndarray) -> Row:
+    accuracy, nll = seen.mean(1)
+    return unit | {
+        "accuracy": accuracy, "nll": nll,
+        "accuracy_change": value[0], "accuracy_change_low": low[0], "accuracy_change_high": high[0],
+        "nll_change": value[1], "nll_change_low": low[1], "nll_change_high": high[1],
+    }  # fmt: skip
+
+
+def _claims(found: Sequence[Unit], change: np.ndarray, resamples: int, seed: int) -> list[Claim]:
+    """Shapes: change in correctness (units, n)."""
+    stages = [list(group) for _, group in groupby(enumerate(found), key=lambda pair: pair[1].stage)]
+    claims = []
+
+    def claim(differences: list[np.ndarray], statement: str, quantity: str) -> None:
+        if differences:
+            interval = mean_interval(100 * np.mean(differences, axis=0), resamples=resamples, seed=seed)
+            claims.append(
+                Claim.of_sign("negative", interval, statement=statement, source="Figure 10b", quantity=quantity)
+            )
+
+    def end_of(stage: list[tuple[int, Unit]]) -> np.ndarray | None:
+        """Change without the last attention less the change without the unit of another kind next to it."""
+        attentions = [i for i, unit in stage if unit.kind == "attention"]
+        others = [i for i, unit in stage if unit.kind != "attention"]
+        return change[attentions[-1]] - change[others[-1]] if attentions and others else None
+
+    claim(
+        [change[stage[0][0]] - change[stage[-1][0]] for stage in stages if len(stage) > 1],
+        "Within a stage, losing the first unit hurts more than losing the last.",
+        "accuracy without the first unit less accuracy without the last, mean over stages (percentage points)",
+    )
+    claim(
+        [difference for stage in stages if (difference := end_of(stage)) is not None],
+        "At the end of a stage, losing an attention hurts more than losing another unit.",
+        "accuracy without a stage's last attention less accuracy without its last other unit (percentage points)",
+    )
+    return claims
+
+
+@dataclass(frozen=True)
+class Lesion(Result):
+    """A row a unit: accuracy and NLL without it, and their change; ``unit`` -1 is the whole model.
+
+    Accuracies are fractions, NLL in nats; a change is without minus whole.
+    """
+
+    analysis: ClassVar[str] = "lesion"
+    panels: ClassVar[tuple[str, ...]] = ("accuracy",)
+
+    def draw(self, ax: Axes, panel: str | None = None) -> None:
+        """Figure 10b: change in accuracy, a bar a unit, coloured by kind, stages marked."""
+        from .. import drawing
+
+        lesions = [row for row in self.table if row["unit"] >= 0]
+        drawing.bars(ax, lesions, "accuracy_change", scale=100)
+        ax.set_ylabel("Change in accuracy\nwithout the unit (points)")

@@ -1,0 +1,159 @@
+"""Several analyses, one forward pass over the images.
+
+An analysis that only watches is a *reducer*: it takes numbers of each image from the stream as it flows by, and makes a
+result of them at the end.  Feature maps are never kept, so memory does not grow with the number of images.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy import Tap, Unit, evaluating, grid, places, reading, tensors, units
+from ..errors import UserError
+from ..evidence import device_of, dtype_of, evidence
+from ..result import Result
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The units of a model and the places where its stream is read, in order of depth."""
+
+    units: list[Unit]
+    places: list[Tap]
+
+    def before(self, unit: Unit) -> int | None:
+        """The place of the stream that a unit reads."""
+        return self.places.index(unit.before) if unit.before in self.places else None
+
+    def after(self, unit: Unit) -> int | None:
+        """The place of the stream after a unit."""
+        return self.places.index(unit.after) if unit.after in self.places else None
+
+    def transforms(self, kinds: Sequence[str]) -> list[tuple[int, int]]:
+        """Places before and after each unit of these kinds that keeps the resolution."""
+        pairs = ((self.before(u), self.after(u)) for u in self.units if u.kind in kinds)
+        return [
+            (a, b) for a, b in pairs
+            if a is not None and b is not None and self.places[a].layout.size == self.places[b].layout.size  # type: ignore[union-attr]
+        ]  # fmt: skip
+
+
+class Reducer(Protocol):
+    """What a single-pass analysis keeps of the images.  Made with the model's anatomy and the analysis's settings."""
+
+    analysis: ClassVar[str]
+    reads_stream: ClassVar[bool]
+
+    def read(self, place: int, maps: Tensor) -> None:
+        """Take numbers of the stream at a place.  Shapes: maps (B, C, h, w), valid during the call only."""
+
+    def finish(self, logits: Tensor, labels: Tensor | None) -> None:
+        """The batch is over.  Shapes: logits (B, K), labels (B,)."""
+
+    def result(self, model: str, evidence: dict[str, Any], resamples: int, seed: int) -> Result:
+        """Everything seen, with intervals."""
+
+
+def single_pass(
+    model: nn.Module,
+    data: Iterable[Any],
+    reducers: Mapping[type[Reducer], Mapping[str, Any]],
+    *,
+    at: Sequence[str] | None = None,
+    name: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Result]:
+    """Run reducers (type -> settings) over the images together, and return their results in order.
+
+    ``data`` yields batches of images, or of (images, labels).  Errors: UserError if there are no images, or if a reducer
+    needs to read the stream and the model has no residual units and ``at`` names no places.
+    """
+    started = time.perf_counter()
+    batches = split(data)
+    first = next(batches, None)
+    if first is None:
+        raise UserError("no images: the data are empty")
+    streaming = any(kind.reads_stream for kind in reducers)
+    anatomy = read_anatomy(model, fit(first[0][:2], model), at) if streaming else Anatomy([], [])
+    running = [kind(anatomy, **settings) for kind, settings in reducers.items()]  # type: ignore[call-arg]
+    readers = [reducer for reducer in running if reducer.reads_stream]
+
+    def visit(place: int, activation: Tensor) -> None:
+        maps = grid(activation, anatomy.places[place].layout)  # type: ignore[arg-type]
+        for reader in readers:
+            reader.read(place, maps)
+
+    images_seen = 0
+    with evaluating(model), torch.inference_mode(), reading(model, anatomy.places, visit):
+        for images, labels in itertools.chain([first], batches):
+            logits = next(tensors(model(fit(images, model))))
+            images_seen += len(images)
+            for reducer in running:
+                reducer.finish(logits, labels.to(logits.device) if labels is not None else None)
+    seconds = time.perf_counter() - started
+    return [
+        reducer.result(
+            name or type(model).__name__,
+            evidence(model, data, images=images_seen, resamples=resamples, seed=seed, at=list(at) if at else None, **settings)
+            | {"seconds": round(seconds, 3), "left_out": unreadable(anatomy)},
+            resamples,
+            seed,
+        )
+        for reducer, settings in zip(running, reducers.values(), strict=True)
+    ]
+
+
+def read_anatomy(model: nn.Module, images: Tensor, at: Sequence[str] | None) -> Anatomy:
+    """The units of a model and where their streams are read.  Errors: UserError, with what to do, if there are none."""
+    found = units(model, images, at=at)
+    if not found:
+        raise UserError(
+            f"{type(model).__name__} has no residual units; name the places to read, for instance {suggestion(model)}"
+        )
+    readable = places(found)
+    if not readable:
+        what = f"at {', '.join(at)}" if at else "between its units"
+        raise UserError(f"{type(model).__name__} carries no feature map {what}; name modules that return one with --at")
+    return Anatomy(found, readable)
+
+
+def split(data: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches as (images, labels), labels None where there are none."""
+    for batch in data:
+        if isinstance(batch, Tensor):
+            yield batch, None
+        else:
+            images, labels, *_ = batch
+            yield images, labels
+
+
+def unreadable(anatomy: Anatomy) -> list[str]:
+    """The units whose stream could not be read as a map, each with its module."""
+    return [f"unit {u.index} ({u.module})" for u in anatomy.units if anatomy.after(u) is None]
+
+
+def described(unit: Unit) -> dict[str, Any]:
+    """A unit in the columns that every table of units starts with."""
+    return {"unit": unit.index, "kind": unit.kind, "stage": unit.stage, "module": unit.module}
+
+
+def fit(images: Tensor, model: nn.Module) -> Tensor:
+    """Images where the model lives, in the type of its weights."""
+    return images.to(device_of(model), dtype_of(model), non_blocking=True)
+
+
+def suggestion(model: nn.Module) -> str:
+    """``--at`` with a few convolutions, attentions or blocks that the model has."""
+    weighty = [n for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.MultiheadAttention))] or [
+        n for n, m in model.named_modules() if n and not list(m.children())
+    ]
+    chosen = weighty[:: max(1, len(weighty) // 3)][:3]
+    return " ".join(f"--at {path}" for path in chosen)

@@ -1,0 +1,143 @@
+"""Variance of feature maps: which units average the map, and which make its places differ?
+
+Park & Kim, "How Do Vision Transformers Work?" (ICLR 2022), figure 9.  The paper's code takes the unbiased variance over the
+places of a map, for each image and channel, and averages it over both.  In an issue its author also agreed to "over
+samples"; that is here on request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..numerics.bootstrap import mean_interval
+from ..result import Claim, Result, Row
+from .single_pass import Anatomy, described, single_pass
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Over = Literal["space", "samples"]
+CLAIMS = {
+    "attention": ("negative", "Attention averages feature maps: it lowers their variance."),
+    "conv": ("positive", "Convolutions make feature maps diverse: they raise their variance."),
+    "mlp": ("positive", "MLPs make feature maps diverse: they raise their variance."),
+}
+
+
+def variance(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    at: Sequence[str] | None = None,
+    over: Over = "space",
+    normalise: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
+    name: str | None = None,
+) -> Variance:
+    """Variance of the stream after each unit, with 95% intervals.
+
+    ``over="space"`` (the paper): over places, for each image and channel.  ``over="samples"``: over the images of a batch,
+    for each place and channel; the interval is then over batches.  ``normalise`` divides by the mean square of the same
+    map, because the stream grows with depth.  Unit: that of the activation, squared.
+    """
+    settings = {"over": over, "normalise": normalise}
+    (result,) = single_pass(model, data, {Spread: settings}, at=at, name=name, resamples=resamples, seed=seed)
+    return cast(Variance, result)
+
+
+def spatial_variance(maps: Tensor) -> Tensor:
+    """Unbiased variance over places, averaged over channels.  Shapes: (B, C, h, w) -> (B,)."""
+    return maps.var(dim=(2, 3)).mean(1)
+
+
+def sample_variance(maps: Tensor) -> Tensor:
+    """Unbiased variance over the images of a batch, averaged over channels and places.  Shapes: (B, C, h, w) -> (1,).
+
+    Each batch estimates the variance over all images without bias, so batches may be averaged.
+    """
+    return maps.var(dim=0).mean()[None]
+
+
+class Spread:
+    """Keeps one number an image (over space) or a batch (over samples) for each place."""
+
+    analysis: ClassVar[str] = "variance"
+    reads_stream: ClassVar[bool] = True
+
+    def __init__(self, anatomy: Anatomy, *, over: Over = "space", normalise: bool = False) -> None:
+        if over not in ("space", "samples"):
+            raise UserError(f"variance is taken over 'space' or 'samples', not {over!r}")
+        self.anatomy, self.over, self.normalise = anatomy, over, normalise
+        self.kept: list[list[np.ndarray]] = [[] for _ in anatomy.places]
+        self.batch: dict[int, Tensor] = {}
+
+    def read(self, place: int, maps: Tensor) -> None:
+        maps = maps if maps.dtype in (torch.float32, torch.float64) else maps.float()
+        if self.over == "samples" and len(maps) < 2:
+            return  # the last image alone has no variance
+        found = spatial_variance(maps) if self.over == "space" else sample_variance(maps)
+        if self.normalise:
+            square = maps.square().mean((1, 2, 3))
+            found = found / (square if self.over == "space" else square.mean())
+        self.batch[place] = found
+
+    def finish(self, logits: Tensor, labels: Tensor | None) -> None:
+        for place, found in self.batch.items():
+            self.kept[place].append(found.double().cpu().numpy())
+        self.batch.clear()
+
+    def result(self, model: str, evidence: dict[str, Any], resamples: int, seed: int) -> Variance:
+        if not any(self.kept):
+            raise UserError("the variance over samples needs batches of at least 2 images")
+        seen = [np.concatenate(batches) for batches in self.kept]
+        table = [row | _interval(seen[place], resamples, seed) for place, row in self._places()]
+        return Variance(model, table, self._claims(seen, resamples, seed), evidence)
+
+    def _places(self) -> Iterable[tuple[int, Row]]:
+        stem = self.anatomy.before(self.anatomy.units[0])
+        if stem is not None:
+            yield stem, {"unit": -1, "kind": "stem", "stage": 0, "module": self.anatomy.places[stem].module}
+        for unit in self.anatomy.units:
+            after = self.anatomy.after(unit)
+            if after is not None:
+                yield after, described(unit)
+
+    def _claims(self, seen: list[np.ndarray], resamples: int, seed: int) -> list[Claim]:
+        claims = []
+        for kind, (sign, statement) in CLAIMS.items():
+            with np.errstate(divide="ignore", invalid="ignore"):
+                steps = [np.log(seen[after] / seen[before]) for before, after in self.anatomy.transforms([kind])]
+            if steps and np.isfinite(steps).all():
+                interval = mean_interval(np.mean(steps, axis=0), resamples=resamples, seed=seed)
+                quantity = f"log of variance after over before, mean of {len(steps)} {kind} units (nepers)"
+                claims.append(Claim.of_sign(sign, interval, statement=statement, source="Figure 9", quantity=quantity))  # type: ignore[arg-type]
+        return claims
+
+
+def _interval(samples: np.ndarray, resamples: int, seed: int) -> Row:
+    found = mean_interval(samples, resamples=resamples, seed=seed)
+    return {"variance": float(found.value), "variance_low": float(found.low), "variance_high": float(found.high)}
+
+
+@dataclass(frozen=True)
+class Variance(Result):
+    """A row a unit: the variance of the stream after it with its 95% interval; ``unit`` -1 is the stem."""
+
+    analysis: ClassVar[str] = "variance"
+    panels: ClassVar[tuple[str, ...]] = ("depth",)
+
+    def draw(self, ax: Axes, panel: str | None = None) -> None:
+        """Figure 9: variance over normalised depth, attention units shaded."""
+        from .. import drawing
+
+        drawing.over_depth(ax, self.table, "variance")
+        settings = self.evidence.get("settings", {})
+        ax.set_ylabel("Variance / mean square" if settings.get("normalise") else "Feature map variance")

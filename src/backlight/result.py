@@ -1,0 +1,172 @@
+"""What an analysis returns: a tidy table, the paper's claims tested on it, and the evidence both stand on.
+
+A result is saved as a folder: ``rows.parquet``, ``result.json`` (claims and evidence), ``arrays.safetensors`` if there are
+arrays, and the figure.  The folder is written beside its place and renamed, so that a killed run leaves none or all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+Verdict = Literal["holds", "does not hold", "undecided"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper, and a number with its interval that decides whether it holds for this model."""
+
+    statement: str  # what should be so
+    source: str  # where the paper says it
+    quantity: str  # what was measured, with its unit
+    value: float
+    low: float
+    high: float
+    verdict: Verdict
+
+    @classmethod
+    def of_sign(
+        cls, sign: Literal["positive", "negative"], interval: Sequence[float], *, statement: str, source: str, quantity: str
+    ) -> Claim:
+        """The claim that ``interval`` (value, low, high) is of one sign; undecided where the interval holds zero.
+
+        >>> Claim.of_sign("negative", (-2, -3, -1), statement="", source="", quantity="").verdict
+        'holds'
+        """
+        value, low, high = (float(x) for x in interval)
+        side = "positive" if low > 0 else "negative" if high < 0 else None
+        verdict: Verdict = "undecided" if side is None else "holds" if side == sign else "does not hold"
+        return cls(statement, source, quantity, value, low, high, verdict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one analysis found in one model."""
+
+    model: str
+    table: list[Row]
+    claims: list[Claim]
+    evidence: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    analysis: ClassVar[str]
+    panels: ClassVar[tuple[str, ...]]  # the figures that ``draw`` knows, the paper's first
+
+    def __post_init__(self) -> None:
+        plain = [{k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()} for row in self.table]
+        object.__setattr__(self, "table", plain)
+
+    def rows(self) -> list[Row]:
+        """The finding as a tidy table: a row an observation, the same keys in each, the model first."""
+        return [{"model": self.model, **row} for row in self.table]
+
+    def draw(self, ax: Axes, panel: str | None = None) -> None:
+        """Draw one panel (default: the first) on ``ax`` as the paper does."""
+        raise NotImplementedError
+
+    def figure(self) -> Figure:
+        """All panels side by side, in a style fit for print."""
+        from .drawing import paper_figure
+
+        figure, axes = paper_figure(len(self.panels))
+        for ax, panel in zip(axes, self.panels, strict=True):
+            self.draw(ax, panel)
+        figure.suptitle(self.model)
+        return figure
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the result as a folder of this name, whole or not at all.  Replaces an older one."""
+        import matplotlib.pyplot as plt
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        from safetensors.numpy import save_file
+
+        folder = Path(folder)
+        with _beside(folder) as draft:
+            pq.write_table(pa.Table.from_pylist(self.rows()), draft / "rows.parquet")
+            if self.arrays:
+                save_file({name: np.ascontiguousarray(array) for name, array in self.arrays.items()}, draft / "arrays.safetensors")
+            document = {
+                "analysis": self.analysis,
+                "model": self.model,
+                "claims": [asdict(claim) for claim in self.claims],
+                "evidence": dict(self.evidence),
+            }
+            (draft / "result.json").write_text(json.dumps(_finite(document), indent=1, ensure_ascii=False) + "\n")
+            figure = self.figure()
+            for suffix in ("png", "pdf"):
+                figure.savefig(draft / f"{self.analysis}.{suffix}")
+            plt.close(figure)
+        return folder
+
+
+def load(folder: str | Path) -> Result:
+    """The result that :meth:`Result.save` wrote.  Errors: UserError if the folder does not hold a whole one."""
+    import pyarrow.parquet as pq
+    from safetensors.numpy import load_file
+
+    from . import analyses
+
+    folder = Path(folder)
+    try:
+        document = json.loads((folder / "result.json").read_text())
+        table = pq.read_table(folder / "rows.parquet").to_pylist()
+        arrays = load_file(folder / "arrays.safetensors") if (folder / "arrays.safetensors").exists() else {}
+        kind = analyses.result_type(document["analysis"])
+        claims = [Claim(**{k: math.nan if v is None else v for k, v in c.items()}) for c in document["claims"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} does not hold a result of Backlight: {str(error).splitlines()[0]}") from error
+    for row in table:
+        row.pop("model")
+    return kind(document["model"], table, claims, document["evidence"], arrays)
+
+
+class _beside:
+    """A draft folder that takes the place of ``folder`` when the block ends well, and is gone when it does not."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> Path:
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self.draft = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+        except OSError as error:
+            raise UserError(f"cannot write {self.folder}: {error.strerror}; choose another --out") from error
+        return self.draft
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if kind is not None:
+            shutil.rmtree(self.draft, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise UserError(f"cannot write {self.folder}: {error.strerror}; nothing was left behind") from error
+            return
+        self.draft.chmod(0o755)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        os.replace(self.draft, self.folder)
+
+
+def _finite(value: Any) -> Any:
+    """The same document with NaN and infinities as null: JSON has none."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
