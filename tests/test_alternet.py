@@ -1,47 +1,311 @@
+"""AlterNet equals the official one, runs any map, and behaves as timm's own models do."""
+
 import json
+import math
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.models import group_parameters, save_for_hf
+from torch import nn
+
+from backlight.errors import UserError
+from backlight.models import AlterNet
+from backlight.models.alternet import BlurDifference, PreActivation, Smoothing
+from backlight.models.attention import WindowAttention, from_windows, windows
 from backlight.models.official import alternet_from
+
 GOLDEN = Path(__file__).parent / "golden"
+REGISTERED = timm.list_models(module="alternet")
+TINY = {"dim": 8, "dim_head": 4, "num_classes": 5}
 
-def golden(name):
-    """The official state dict and input that shared formula gives (float32), and the official logits (float64)."""
-    reference = json.loads((GOLDEN / f"{name}.json").read_text())
-    state = {key: golden_tensor(key, shape, i) for i, (key, shape) in enumerate(reference["state"])}
-    images = formula(reference["input_shape"], 0).float()
-    return state, images, torch.tensor(reference["logits"], dtype=torch.float64)
 
-def formula(shape, i):
-    j = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return torch.sin(0.618 * j * j + i).reshape(shape)
+# The official models
+
 
 def golden_tensor(name, shape, i):
-    v = formula(shape, i)
+    """Tensor number i of a reference state dict, as the golden files' README says."""
+    v = wave(shape, i)
     if name.endswith("num_batches_tracked"):
         return torch.tensor(0)
     if name.endswith("running_var"):
-        v = 1 + 0.5 * v
-    elif name.endswith("running_mean"):
-        v = 0.1 * v
-    elif v.ndim >= 2:
-        v = 1.5 * v / v[0].numel() ** 0.5
-    elif name.endswith("weight"):
-        v = 1 + 0.1 * v
-    else:
-        v = 0.1 * v
-    return v.float()
+        return (1 + 0.5 * v).float()
+    if name.endswith("running_mean"):
+        return (0.1 * v).float()
+    if v.ndim >= 2:
+        return (1.5 * v / math.sqrt(v[0].numel())).float()
+    return (1 + 0.1 * v if name.endswith("weight") else 0.1 * v).float()
 
-@pytest.mark.parametrize("name", ["alternet_50_cifar", "alternet_50_imagenet", "preact_resnet_50_cifar"])
-def test_golden(name):
-    state, images, logits = golden(name)
-    model = alternet_from(state)
-    print(model.word)
+
+def wave(shape, i):
+    j = torch.arange(math.prod(shape), dtype=torch.float64)
+    return torch.sin(0.618 * j * j + i).reshape(shape)
+
+
+def golden_state(reference):
+    return {name: golden_tensor(name, shape, i) for i, (name, shape) in enumerate(reference["state"])}
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("alternet_50_cifar", "ccc ccca ccccca caca"),
+        ("alternet_50_imagenet", "ccc ccca cacaca caca"),
+        ("preact_resnet_50_cifar", "ccc cccc cccccc cccc"),
+    ],
+)
+def test_logits_are_those_of_the_official_model(name, word):
+    reference = json.loads((GOLDEN / f"{name}.json").read_text())
+    model = alternet_from(golden_state(reference))
+    images, logits = wave(reference["input_shape"], 0).float(), torch.tensor(reference["logits"], dtype=torch.float64)
+    assert model.word == word
+    assert parameters(model) == reference["parameters"]
     with torch.inference_mode():
-        single = model(images).double()
-        double = model.double()(images.double())
-    for got, bound in ((single, 1e-4), (double, 1e-6)):
-        err = torch.linalg.vector_norm(got - logits) / torch.linalg.vector_norm(logits)
-        print(name, bound, float(err))
-        assert err < bound
+        assert relative_error(model(images).double(), logits) < 1e-4
+        assert relative_error(model.double()(images.double()), logits) < 1e-6
+
+
+def relative_error(a, b):
+    return (torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b)).item()
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("alternet_18", 9.50),
+        ("alternet_34", 22.36),
+        ("alternet_50", 34.06),
+        ("alternet_101", 53.05),
+        ("alternet_152", 68.70),
+        ("alternet_50_cifar", 33.01),
+        ("preact_resnet_50", 28.16),
+        ("preact_resnet_50_cifar", 28.16),
+    ],
+)
+def test_parameter_counts_are_the_papers(name, millions):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=100, stem="cifar", window=4)
+    assert round(parameters(model) / 1e6, 2) == millions
+
+
+def test_dim_head_40_makes_attention_as_large_as_the_bottleneck_it_replaces():
+    with torch.device("meta"):
+        official, matched = (AlterNet("c cca", dim_head=dim_head).stages[1] for dim_head in (64, 40))
+    assert parameters(official[2]) / parameters(official[1]) == pytest.approx(1.47, abs=0.01)
+    assert parameters(matched[2]) / parameters(matched[1]) == pytest.approx(1, abs=0.02)
+
+
+# Any word, any map
+
+words = st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=3).map(" ".join)
+
+
+@settings(max_examples=25, deadline=None)
+@given(words, st.sampled_from(["basic", "bottleneck"]), st.integers(5, 30), st.integers(5, 30), st.integers(1, 8))
+def test_any_word_runs_any_map(word, block, h, w, window):
+    model = AlterNet(word, block=block, stem="cifar", window=window, **TINY).eval()
+    with torch.inference_mode():
+        logits = model(torch.randn(2, 3, h, w))
+        streams = model.forward_intermediates(torch.randn(2, 3, h, w), intermediates_only=True)
+    assert logits.shape == (2, 5)
+    assert logits.isfinite().all()
+    for stream, info in zip(streams, model.feature_info, strict=True):
+        reduction = info["reduction"]
+        assert stream.shape == (2, info["num_chs"], math.ceil(h / reduction), math.ceil(w / reduction))
+    assert f"'{word}'" in repr(model)
+
+
+def test_the_imagenet_stem_takes_odd_maps():
+    assert AlterNet("cb ca", **TINY).eval()(torch.zeros(1, 3, 30, 26)).shape == (1, 5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 6), st.booleans())
+def test_window_attention_is_global_attention_masked_to_the_window(h, w, window, bias_per_head):
+    """The reference: every pixel against every other, by loops, without windows, padding or fused attention."""
+    torch.manual_seed(h * 100 + w * 10 + window)
+    attend = WindowAttention(3, 4, heads=2, dim_head=5, window=window, bias_per_head=bias_per_head).double()
+    x = torch.randn(2, 3, h, w, dtype=torch.float64)
+    q, k, v = attend.qkv(x).flatten(2).unflatten(1, (3, 2, 5)).unbind(1)  # (B, heads, d, N)
+    logits = torch.einsum("bhdi,bhdj->bhij", q, k) / math.sqrt(5)
+    pixels = [(row, column) for row in range(h) for column in range(w)]
+    for i, (row, column) in enumerate(pixels):
+        for j, (row_, column_) in enumerate(pixels):
+            same = row // window == row_ // window and column // window == column_ // window
+            table = attend.bias_table[:, row_ - row + window - 1, column_ - column + window - 1] if same else -torch.inf
+            logits[:, :, i, j] += table
+    out = torch.einsum("bhij,bhdj->bhdi", logits.softmax(-1), v).flatten(1, 2).unflatten(2, (h, w))
+    torch.testing.assert_close(attend(x), attend.out(out))
+
+
+def test_windows_are_undone():
+    x = torch.randn(2, 3, 4, 6)
+    assert torch.equal(from_windows(windows(x, 2, 3), 2, 3, 4, 6), x)
+    assert torch.equal(windows(x, 2, 3)[0, 4], x[0, :, 1, 1])  # the second row of the first window
+
+
+def test_attention_can_begin_a_stage():
+    model = AlterNet("a a", stem="cifar", window=3, **TINY)
+    unit = model.stages[1][0]
+    assert unit.shortcut.stride == unit.branch.conv.stride == (2, 2)
+    stem, first, second = (model.forward_intermediates(torch.randn(2, 3, 15, 11))[1], *model.stages)
+    assert [tuple(stream.shape[2:]) for stream in stem] == [(15, 11), (8, 6)]
+    model(torch.randn(2, 3, 15, 11)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for stage in (first, second) for p in stage.parameters())
+
+
+def test_every_block_returns_skip_plus_branch():
+    model = AlterNet("cab cab", stem="cifar", window=3, **TINY).eval()
+    x = model.stem(torch.randn(2, 3, 9, 9))
+    for unit in (unit for stage in model.stages for unit in stage):
+        activated = unit.act(unit.norm(x)) if isinstance(unit, PreActivation) else unit.shortcut(x)
+        if isinstance(unit, Smoothing):
+            skip = activated
+        else:
+            skip = x if unit.shortcut is None else unit.shortcut(activated)
+        expected, x = skip + unit.branch(activated), unit(x)
+        assert torch.equal(x, expected)
+
+
+def test_blur_lets_a_wave_through_by_half_of_one_plus_its_cosine():
+    columns = torch.arange(32, dtype=torch.float64)
+    for cycles in (0, 1, 4, 8, 16):
+        frequency = 2 * math.pi * cycles / 32
+        x = torch.cos(frequency * columns).expand(1, 2, 5, 32)
+        blurred = x + BlurDifference().double()(x)
+        inner = slice(1, -1)
+        torch.testing.assert_close(blurred[..., inner], x[..., inner] * (1 + math.cos(frequency)) / 2)
+    constant = torch.full((1, 2, 4, 4), 3.0)
+    assert torch.equal(BlurDifference()(constant), torch.zeros_like(constant))  # at the borders too
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_close(dtype):
+    torch.manual_seed(0)
+    model = AlterNet("ca cab", stem="cifar", window=3, **TINY).eval()
+    images = torch.randn(4, 3, 10, 10)
+    with torch.inference_mode():
+        exact = model(images)
+        with torch.autocast("cpu", dtype):
+            mixed = model(images)
+        half = model.to(dtype)(images.to(dtype))
+    assert half.dtype == mixed.dtype == dtype
+    assert relative_error(half.float(), exact) < 0.05
+    assert relative_error(mixed.float(), exact) < 0.05
+
+
+def test_trains_in_bfloat16():
+    model = AlterNet("ca cb", stem="cifar", window=3, drop_path_rate=0.2, drop_rate=0.1, **TINY).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = nn.functional.cross_entropy(model(torch.randn(4, 3, 10, 10)), torch.arange(4))
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_exports_without_graph_breaks():
+    model = AlterNet("ca cb", stem="cifar", window=3, **TINY).eval()
+    images = torch.randn(2, 3, 10, 10)
+    program = torch.export.export(model, (images,))
+    torch.testing.assert_close(program.module()(images), model(images))
+
+
+def test_drop_path_rises_evenly_over_the_units():
+    model = AlterNet("cc ab", drop_path_rate=0.3, **TINY)
+    rates = [getattr(unit.drop_path, "drop_prob", 0.0) for stage in model.stages for unit in stage]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"word": "cc cx"}, "'cc cx' has ['x']"),
+        ({"word": "CCA"}, "spelled with c"),
+        ({"word": " "}, "at least one letter"),
+        ({"block": "wide"}, "basic and bottleneck"),
+        ({"stem": "patch"}, "imagenet and cifar"),
+        ({"window": 0}, "window=0"),
+        ({"dim": 8.5}, "dim=8.5"),
+        ({"heads": (3, 0)}, "heads=(3, 0)"),
+        ({"heads": (3, 6, 12)}, "too few for the 4 stages"),
+    ],
+)
+def test_refuses_what_no_alternet_can_have(arguments, says):
+    with pytest.raises(UserError) as refused:
+        AlterNet(**arguments)
+    assert says in str(refused.value)
+
+
+# As timm's own models
+
+
+def test_all_are_registered():
+    sizes = ("18", "34", "50", "50_cifar", "101", "152")
+    assert [f"{family}_{size}" for family in ("alternet", "preact_resnet") for size in sizes] == REGISTERED
+
+
+@pytest.mark.parametrize("name", ["alternet_18", "alternet_50_cifar", "preact_resnet_50"])
+def test_timm_conventions(name):
+    model = timm.create_model(name, in_chans=1, drop_path_rate=0.1, **TINY).eval()
+    images = torch.randn(2, 1, 40, 40)
+    cfg = model.pretrained_cfg
+    assert model.get_submodule(cfg["first_conv"]).in_channels == 1
+    assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
+    with torch.inference_mode():
+        maps = model.forward_features(images)
+        assert torch.equal(model.forward_head(maps), model(images))
+        pooled = model.forward_head(maps, pre_logits=True)
+        assert torch.equal(pooled, maps.mean((2, 3)))
+        last, streams = model.forward_intermediates(images, norm=True)
+        assert torch.equal(last, maps)
+        assert torch.equal(streams[-1], maps)
+        (second,) = model.forward_intermediates(images, indices=[1], stop_early=True, intermediates_only=True)
+        assert torch.equal(second, streams[1])
+    assert set(model.no_weight_decay()) == {n for n, _ in model.named_parameters() if "bias_table" in n}
+    for coarse in (False, True):
+        groups = group_parameters(model, model.group_matcher(coarse))
+        assert sorted(sum(groups.values(), [])) == sorted(name for name, _ in model.named_parameters())
+    model.reset_classifier(3)
+    assert model(images).shape == (2, 3)
+    model.reset_classifier(0)
+    assert torch.equal(model(images), pooled)
+    assert model.prune_intermediate_layers(1) == [3]
+    assert model.prune_intermediate_layers([1]) == [1]
+    torch.testing.assert_close(model(images), second)
+
+
+def test_features_only():
+    arguments = {"dim": 8, "dim_head": 4, "features_only": True}
+    model = timm.create_model("alternet_50", out_indices=(1, 3), **arguments).eval()
+    assert model.feature_info.channels() == [64, 256]
+    assert model.feature_info.reduction() == [8, 32]
+    assert [tuple(m.shape) for m in model(torch.zeros(1, 3, 64, 96))] == [(1, 64, 8, 12), (1, 256, 2, 3)]
+    two_stages = timm.create_model("alternet_50", word="cc ca", **arguments)
+    assert [m.shape[1] for m in two_stages(torch.zeros(1, 3, 32, 32))] == [32, 64]
+
+
+def test_checkpointing_changes_no_gradient():
+    model = AlterNet("ca ca", stem="cifar", window=3, **TINY)
+    images, gradients = torch.randn(2, 3, 8, 8), []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(images).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_local_dir_round_trip_is_bit_equal(tmp_path):
+    model = timm.create_model("alternet_50_cifar", window=3, **TINY).eval()
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert again.word == model.word
+    assert torch.equal(again(images), model(images))
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))

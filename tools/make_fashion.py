@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from backlight.data import stratified
+
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 TARGET = Path(__file__).parents[1] / "src/backlight/assets/fashion"
 SPLITS = {"train": ("train", 600), "test": ("t10k", 200)}  # split: (the source's prefix, images a class)
@@ -31,9 +33,11 @@ SEED = 0
 def main() -> None:
     for split, (prefix, per_class) in SPLITS.items():
         images, labels = source_arrays(prefix)
-        table = hub_table(images, labels, drawn_rows(labels, per_class))
+        table = hub_table(images, labels, stratified(labels, 10 * per_class, SEED))
         # PNG does not compress twice; zstd is for the labels and paths
-        pq.write_table(table, TARGET / f"{split}.parquet", compression="zstd", row_group_size=1000, write_statistics=False)
+        pq.write_table(
+            table, TARGET / f"{split}.parquet", compression="zstd", row_group_size=1000, write_statistics=False
+        )
 
 
 def source_arrays(prefix: str) -> tuple[np.ndarray, np.ndarray]:
@@ -41,12 +45,6 @@ def source_arrays(prefix: str) -> tuple[np.ndarray, np.ndarray]:
     images = gzip.decompress((SOURCE / f"{prefix}-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((SOURCE / f"{prefix}-labels-idx1-ubyte.gz").read_bytes())
     return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
-
-
-def drawn_rows(labels: np.ndarray, per_class: int) -> np.ndarray:
-    """`per_class` random rows of each class, in the order of the source.  Shapes: (N,) -> (10 * per_class,)."""
-    keys = np.random.PCG64(SEED).random_raw(len(labels))
-    return np.sort(np.concatenate([np.flatnonzero(labels == c)[np.argsort(keys[labels == c])][:per_class] for c in range(10)]))
 
 
 def hub_table(images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> pa.Table:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .errors import UserError, did_you_mean
 from .layout import SHAPE, Layout, grid
-from .trace import SUM, Call, Trace, plain_attention, tensors, trace
+from .trace import NEUTRAL, SUM, Call, Trace, plain_attention, tensors, trace
 
 __all__ = ["Tap", "Unit", "check", "evaluating", "feature_maps", "grid", "places", "reading", "spell", "units", "without"]
 
@@ -34,7 +34,8 @@ HOMOGENEOUS = SHAPE | {
     "dropout", "to", "float", "type", "type_as", "clone", "split", "chunk", "unbind", "sum", "mean", "flip",
 }  # fmt: skip
 FUSED_ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward", "_native_multi_head_attention"}
-SOFTMAX = {"softmax", "_softmax", "log_softmax", "sigmoid"}
+SOFTMAX = {"softmax", "_softmax", "log_softmax"}
+GATE = {"mul", "mul_", "__mul__", "__imul__"}
 LETTER = {"attention": "a", "conv": "c", "mlp": "m", "blur": "b", "other": "o"}
 
 
@@ -244,17 +245,18 @@ def _zeros(value: Any) -> Any:
 def _residual(seen: Trace) -> list[Unit]:
     """The units of a watched pass."""
     calls, chain, found = seen.calls, _cuts(seen), []
-    stage, size = 0, None
+    stage, count = 0, 0
     for fork, cut in itertools.pairwise(chain):
-        if not calls[cut].summands:
+        skip, branches = _split(calls, fork, cut)
+        body = set().union(*(_between(calls, fork, i) for i in branches)) - _between(calls, fork, skip)
+        identity = _only_reshaped(calls, fork, skip)
+        if not body or not (identity or len(calls[cut].shape) > 2):  # a sum of two heads is no unit
             continue
-        skip, branch = sorted(calls[cut].summands, key=lambda i: len(_between(calls, fork, i)))
-        body = _between(calls, fork, branch) - _between(calls, fork, skip)
         end = _rectified(calls, chain, cut)
-        layout = calls[cut].layout
-        if layout and size and layout.size != size:
-            stage += 1
-        size = layout.size if layout else size
+        taps = [_outputs(seen, i, fork) for i in branches]
+        places = calls[cut].places
+        if places and places.count:
+            stage, count = stage + (0 < count != places.count), places.count
         found.append(
             Unit(
                 index=len(found),
@@ -264,8 +266,8 @@ def _residual(seen: Trace) -> list[Unit]:
                 shape=calls[end].shape[1:],
                 before=_tap(seen, fork),
                 after=_tap(seen, end) or _tap(seen, cut),
-                branch=_outputs(seen, branch, fork) or (),
-                identity=_only_reshaped(calls, fork, skip),
+                branch=tuple(dict.fromkeys(tap for one in taps for tap in one or ())) if all(taps) else (),
+                identity=identity,
             )
         )
     return found
@@ -291,6 +293,21 @@ def _named(seen: Trace, at: Sequence[str]) -> list[Unit]:
         kind = _kind(seen.calls[start:end])
         found.append(Unit(len(found), kind, stage, path, given.shape[1:], before, after, (), identity=False))
     return found
+
+
+def _split(calls: list[Call], fork: int, cut: int) -> tuple[int, list[int]]:
+    """The skip and the branches of a sum, sums of sums taken apart: ``x + attention(x) + mlp(x)`` is one unit."""
+    terms = _terms(calls, fork, cut)
+    skips = [i for i in terms if _only_reshaped(calls, fork, i)]
+    skip = skips[0] if skips else min(terms, key=lambda i: len(_between(calls, fork, i)))
+    terms.remove(skip)
+    return skip, terms
+
+
+def _terms(calls: list[Call], fork: int, i: int) -> list[int]:
+    if i <= fork or not calls[i].summands:
+        return [i]
+    return [term for summand in calls[i].summands for term in _terms(calls, fork, summand)]
 
 
 def _cuts(seen: Trace) -> list[int]:
@@ -332,15 +349,18 @@ def _rectified(calls: list[Call], chain: list[int], cut: int) -> int:
 def _kind(body: Sequence[Call]) -> str:
     """What the calls of a branch do to the image."""
     names = {call.name for call in body}
-    products = sum(call.product for call in body)
     spatial = [call for call in body if call.kernel > 1]
-    convolved = any(call.name.startswith(("conv", "_conv")) and call.learned for call in spatial)
-    if names & FUSED_ATTENTION or products >= 2 or (products and names & SOFTMAX and not convolved):
+    convolved = any(call.name.startswith("conv") and call.learned for call in spatial)
+    products = sum(call.product for call in body)
+    weighted = any(call.product or (call.name in GATE and len(call.parents) > 1) for call in body)
+    if names & FUSED_ATTENTION or products >= 2 or (weighted and names & SOFTMAX and not convolved):
         return "attention"
     if convolved:
         return "conv"
     if spatial:
         return "blur"
+    if names & {"lstm", "gru", "rnn_tanh", "rnn_relu"}:
+        return "other"
     if any(call.name == "linear" or (call.name.startswith("conv") and call.learned) for call in body):
         return "mlp"
     return "other"
@@ -383,7 +403,7 @@ def _outputs(seen: Trace, i: int, fork: int) -> tuple[Tap, ...] | None:
 
 def _only_reshaped(calls: list[Call], fork: int, i: int) -> bool:
     while i != fork:
-        if calls[i].name not in SHAPE or len(calls[i].parents) != 1:
+        if calls[i].name not in SHAPE | NEUTRAL or len(calls[i].parents) != 1:
             return False
         (i,) = calls[i].parents
     return True

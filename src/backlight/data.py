@@ -23,7 +23,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from backlight import image_sets
 from backlight.errors import UserError, did_you_mean
-from backlight.image_sets import ImageSet, Stream, sha256_of_lines
+from backlight.image_sets import ImageSet, Stream, as_arrays, other_shape, own_colours, pixels, sha256_of_lines
+
+__all__ = ["NAMES", "Data", "ImageSet", "as_arrays", "dataset", "load_data", "preprocessing", "stratified"]
 
 NAMES = {
     "fashion": "6,000 training and 2,000 test images of Fashion-MNIST, 28 px, in the package",
@@ -130,26 +132,6 @@ def dataset(
     return readable(found) if skip_unreadable else found
 
 
-ARRAY_BYTES = 2 << 30  # CIFAR's training set takes 0.15 GB
-
-
-def as_arrays(images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
-    """A small set, decoded as a whole.  Shapes: (N, H, W, C) uint8 with C 1 or 3, and (N,) int64.
-
-    Errors: images of different sizes or colours; more than ARRAY_BYTES of them.
-    """
-    first = pixels(images[0][0])
-    if len(images) * first.nbytes > ARRAY_BYTES:
-        raise UserError(f"{images.name} takes {len(images) * first.nbytes / 2**30:.1f} GiB as arrays: read it in batches")
-    arrays = np.empty((len(images), *first.shape), np.uint8)
-    for i in range(len(images)):
-        array = pixels(images[i][0])
-        if array.shape != first.shape:
-            raise other_shape(images.where(i), array.shape, first.shape)
-        arrays[i] = array
-    return arrays, images.labels
-
-
 # From a name to images
 
 
@@ -163,7 +145,9 @@ def open_data(
     if limit is None:
         return found
     if isinstance(found, Stream):
-        raise UserError(f"{name} can only be read in order, so a stratified subset cannot be drawn: leave the limit out")
+        raise UserError(
+            f"{name} can only be read in order, so a stratified subset cannot be drawn: leave the limit out"
+        )
     return found.take(stratified(found.labels, limit, seed))
 
 
@@ -176,16 +160,16 @@ def by_name(name: str, split: str, *, root: Path | None, download: bool) -> Imag
         return image_sets.cifar(name, split, place, download=download)
     if name == "imagenet":
         return image_sets.imagenet(place, split)
-    if "/" in name and name.split("/")[0].lower() in image_sets.READERS:
+    if "/" in name and name.partition("/")[0].lower() in image_sets.READERS:
         return image_sets.through_timm(name, split, root=root, download=download)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return (image_sets.parquet if image_sets.parquet_splits(path) else image_sets.folder)(path, split, name=name)
     if path.is_file():
         raise UserError(f"{name} is a file: give the folder that holds the images or parquet files")
     if os.sep in name or name.startswith((".", "~")):
         raise UserError(f"no folder at {name}")
-    known = [word for word in NAMES if word.isalnum() and word.islower()]
+    known = [word for word in NAMES if word.islower()]  # the others stand for names of the user's own
     raise UserError(f"no data called {name!r}{did_you_mean(name, known) or '; known are ' + ', '.join(known)}")
 
 
@@ -235,15 +219,15 @@ def at_least_one(name: str, value: object) -> None:
 
 def provenance(found: ImageSet | Stream, limit: int | None, seed: int) -> dict[str, Any]:
     """Which images of which set, in plain values; a stream's are not known before it is read."""
-    known = isinstance(found, ImageSet)
-    content, of = found.content() if known else (None, "not hashed: a stream")
+    ids = sha256_of_lines(found.ids()) if isinstance(found, ImageSet) else None
+    content, of = found.content() if isinstance(found, ImageSet) else (None, "not hashed: a stream")
     return {
         "data": found.name,
         "split": found.split,
         "limit": None if limit is None else int(limit),
         "seed": int(seed),
         "images": len(found),
-        "ids_sha256": sha256_of_lines(found.ids()) if known else None,
+        "ids_sha256": ids,
         "content_sha256": content,
         "content_of": of,
     }
@@ -322,16 +306,15 @@ def preparation(
     """The function from a PIL image to a tensor (C, H, W), and a record of it in plain values."""
     from timm.data import create_transform
 
+    settings = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
     if transform is not None:
-        colours = preprocessing(model)["colours"] if getattr(model, "pretrained_cfg", None) else None
+        colours = preprocessing(model)["colours"] if model is not None and hasattr(model, "pretrained_cfg") else None
         told = {"transform": getattr(transform, "__qualname__", repr(transform)), "colours": colours}
-        return partial(in_colours, colours=colours, then=transform), told
+        return partial(in_colours, colours=colours, then=transform), dict.fromkeys(settings) | told
     if model is None:
-        return raw_pixels, {"colours": "as they are", "scale": "pixels in [0, 1], not normalised"}
+        return raw_pixels, dict.fromkeys(settings) | {"colours": None}
     record = preprocessing(model)
-    settings = {key: record[key] for key in ("interpolation", "crop_pct", "crop_mode")}
-    size, mean, std = (tuple(record[key]) for key in ("input_size", "mean", "std"))
-    then = create_transform(size, is_training=False, mean=mean, std=std, **settings)
+    then = create_transform(tuple(record["input_size"]), is_training=False, **{key: record[key] for key in settings})
     return partial(in_colours, colours=record["colours"], then=then), record
 
 
@@ -339,16 +322,6 @@ def in_colours(image: Image.Image, *, colours: str | None, then: Callable[[Image
     """The tensor of an image turned to "RGB" or "L" first (None: to the nearer of the two)."""
     colours = colours or own_colours(image)
     return then(image if image.mode == colours else image.convert(colours))
-
-
-def own_colours(image: Image.Image) -> str:
-    return "L" if image.mode in ("1", "L", "LA") else "RGB"
-
-
-def pixels(image: Image.Image) -> np.ndarray:
-    """Shapes: -> (H, W, C) uint8, with C 1 for grey and 3 for colour."""
-    array = np.array(image.convert(own_colours(image)))
-    return array[:, :, None] if array.ndim == 2 else array
 
 
 def raw_pixels(image: Image.Image) -> Tensor:
@@ -361,8 +334,7 @@ def raw_pixels(image: Image.Image) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Prepared(Dataset[Any]):
-    """Item i is (tensor, label), or the UserError it ran into: raised in a loader's worker it would come back as a
-    traceback in a string."""
+    """Item i is (tensor, label), or the UserError met: raised in a worker it would come back as a traceback."""
 
     images: ImageSet
     prepare: Callable[[Image.Image], Tensor]
@@ -377,7 +349,9 @@ class Prepared(Dataset[Any]):
             tensor = self.prepare(image)
         except UserError as error:
             return error
-        return (tensor, label) if tensor.shape == self.shape else other_shape(self.images.where(i), tensor.shape, self.shape)
+        if tensor.shape != self.shape:
+            return other_shape(self.images.where(i), tensor.shape, self.shape)
+        return tensor, label
 
 
 @dataclass(frozen=True, eq=False)
@@ -395,61 +369,44 @@ class PreparedStream(IterableDataset[Any]):
             yield error
 
 
-def loader(prepared: Dataset, batch_size: int, workers: int) -> DataLoader:
+def batch_or_error(items: list[Any]) -> list[Tensor] | UserError:
+    """Stacked images and labels, or the first error among them."""
+    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)
+
+
+def loader(prepared: Dataset, batch_size: int, workers: int, collate: Callable = batch_or_error) -> DataLoader:
     """Batches in order.  A generator of its own leaves the global random state alone."""
     return DataLoader(
         prepared,
         batch_size=batch_size,
         num_workers=workers,
-        collate_fn=batch_or_error,
+        collate_fn=collate,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),
     )
 
 
-def batch_or_error(items: list[Any]) -> list[Tensor] | UserError:
-    """Stacked images and labels, or the first error among them."""
-    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)
-
-
 def default_workers(image_pixels: int) -> int:
     """Loader processes for images of that many pixels, as stored or as prepared.
 
-    Up to 64 px an image is ready in 0.2 ms, below what starting processes and handing tensors over costs.
+    Up to 64 px an image is ready in about 0.2 ms, less than starting processes and handing tensors over costs.
     """
-    return 0 if image_pixels <= 64 * 64 else min(8, len(os.sched_getaffinity(0)))
-
-
-def other_shape(where: str, shape: Sequence[int], first: Sequence[int]) -> UserError:
-    return UserError(
-        f"{where} is of shape {tuple(shape)}, the first image of {tuple(first)}: give a model or a transform that makes"
-        " them one size"
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Readable(Dataset[bool]):
-    """Item i is whether image i can be decoded."""
-
-    images: ImageSet
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> bool:
-        try:
-            self.images[i]
-        except UserError:
-            return False
-        return True
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if image_pixels <= 64 * 64 else min(8, cores)
 
 
 def readable(images: ImageSet) -> ImageSet:
     """The set without the images that cannot be decoded, which `skipped` names."""
-    checks = DataLoader(Readable(images), batch_size=64, num_workers=default_workers(224 * 224), collate_fn=list)
-    good = np.array([flag for batch in checks for flag in batch], bool)
+    checks = loader(Prepared(images, no_pixels, (0,)), 64, default_workers(224 * 224), collate=list)
+    good = np.array([not isinstance(item, UserError) for batch in checks for item in batch])
     if not good.any():
-        raise UserError(f"none of the {len(images)} images of {images.name} can be read, beginning with {images.where(0)}")
+        raise UserError(
+            f"none of the {len(images)} images of {images.name} can be read, beginning with {images.where(0)}"
+        )
     skipped = tuple(images.take(np.flatnonzero(~good)).ids())
     return replace(images.take(np.flatnonzero(good)), skipped=skipped)
+
+
+def no_pixels(image: Image.Image) -> Tensor:
+    return torch.empty(0)

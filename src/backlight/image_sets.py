@@ -13,9 +13,10 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
@@ -101,12 +102,19 @@ class Stream(IterableDataset[tuple[Image.Image, int]]):
 
     def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
         seen = 0
-        for seen, (image, label) in enumerate(self.source, start=1):
-            if label < 0 or (self.classes and label >= len(self.classes)):
-                raise UserError(f"{self.name} image {seen}: label {label} is not one of its {len(self.classes)} classes")
-            yield image, label
+        try:
+            for seen, (image, label) in enumerate(self.source, start=1):
+                if label < 0 or (self.classes and label >= len(self.classes)):
+                    raise UserError(f"{self.name} image {seen}: label {label} is out of range")
+                yield image, label
+        except UserError:
+            raise
+        except Exception as error:  # from the network to the decoder
+            raise UserError(f"{self.name} broke off after {seen} images: {first_line(error)}") from error
         if seen != self.images:
-            raise UserError(f"{self.name} promises {self.images} images and gave {seen}: some are missing or unreadable")
+            raise UserError(
+                f"{self.name} promises {self.images} images and gave {seen}: some are missing or unreadable"
+            )
 
 
 def image_set(name: str, rows: Rows, *, split: str, classes: Sequence[str], labels: np.ndarray) -> ImageSet:
@@ -134,6 +142,45 @@ def decoded(image: bytes | np.ndarray, where: str) -> Image.Image:
     if opened.mode.startswith(("I", "F")):  # converting these to RGB clips at 255
         raise UserError(f"cannot read image {where}: its pixels are {opened.mode}; save it with 8 bits a channel")
     return opened
+
+
+def as_arrays(images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+    """A small set, decoded as a whole.  Shapes: (N, H, W, C) uint8 with C 1 or 3, and (N,) int64.
+
+    Errors: images of different sizes or colours; more than ARRAY_BYTES of them.
+    """
+    first = pixels(images[0][0])
+    if len(images) * first.nbytes > ARRAY_BYTES:
+        raise UserError(
+            f"{images.name} takes {len(images) * first.nbytes / 2**30:.1f} GiB as arrays: read it in batches"
+        )
+    arrays = np.empty((len(images), *first.shape), np.uint8)
+    for i in range(len(images)):
+        array = pixels(images[i][0])
+        if array.shape != first.shape:
+            raise other_shape(images.where(i), array.shape, first.shape)
+        arrays[i] = array
+    return arrays, images.labels
+
+
+ARRAY_BYTES = 2 << 30  # CIFAR's training set takes 0.15 GB
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """Shapes: -> (H, W, C) uint8, with C 1 for grey and 3 for colour."""
+    array = np.array(image.convert(own_colours(image)))
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def own_colours(image: Image.Image) -> str:
+    return "L" if image.mode in ("1", "L", "LA") else "RGB"
+
+
+def other_shape(where: str, shape: Sequence[int], first: Sequence[int]) -> UserError:
+    return UserError(
+        f"{where} has the shape {tuple(shape)}, the first image {tuple(first)}: give a model or a transform that makes"
+        " them one size"
+    )
 
 
 def resolved_split(split: str, present: Collection[str], where: str | Path) -> str:
@@ -186,8 +233,10 @@ def folder(path: Path, split: str, *, name: str) -> ImageSet:
 
     splits = {part: subfolders(path / part) for part in subfolders(path) if part in TRAIN + TEST}
     splits = {part: classes for part, classes in splits.items() if classes}  # else it is a class called `train`
-    part = resolved_split(split, splits or {*TRAIN, *TEST, "all"}, path)
-    place, part = (path / part, part) if splits else (path, "all")
+    if not splits and split not in (*TRAIN, *TEST, "all"):
+        raise UserError(f"no split {split} in {path}: its class folders are not divided into splits")
+    part = resolved_split(split, splits, path) if splits else "all"
+    place = path / part if splits else path
     classes = subfolders(place)
     if not classes:
         raise UserError(f"no class folders in {place}: expected images as {place / 'CLASS' / 'IMAGE.jpg'}")
@@ -208,12 +257,14 @@ def folder(path: Path, split: str, *, name: str) -> ImageSet:
 def imagenet(root: Path, split: str) -> ImageSet:
     """ImageNet-1k as root/train/WNID and root/val/WNID.  Errors: not there; fewer than its 1,000 classes."""
     if not any((root / part).is_dir() for part in TRAIN + TEST):
-        raise Unavailable(f"imagenet is not in {root}: name the folder that holds its train and val with --data-root DIR")
+        raise Unavailable(
+            f"imagenet is not in {root}: name the folder that holds its train and val with --data-root DIR"
+        )
     found = folder(root, split, name="imagenet")
     if len(found.classes) != 1000:  # labels would number other classes than a model's outputs do
         raise UserError(
-            f"imagenet has 1000 classes, {root / found.split} has {len(found.classes)}: give the folder's path as the data"
-            " to use it as a set of its own"
+            f"imagenet has 1000 classes, {root / found.split} has {len(found.classes)}: to use it as a set of its own,"
+            " give the folder's path as the data"
         )
     return found
 
@@ -346,7 +397,9 @@ def integers(column: Any, name: str, file: Path) -> np.ndarray:
     import pyarrow as pa
 
     if not pa.types.is_integer(column.type) or column.null_count:
-        raise UserError(f"{file}: column {name} is {column.type} with {column.null_count} empty cells, labels are integers")
+        raise UserError(
+            f"{file}: column {name} is {column.type} with {column.null_count} empty cells, labels are integers"
+        )
     return column.to_numpy().astype(np.int64)
 
 
@@ -380,7 +433,7 @@ class ArrayRows:
 
 
 def cifar(name: str, split: str, root: Path, *, download: bool) -> ImageSet:
-    """CIFAR-10 or CIFAR-100 in torchvision's folder under root; torchvision checks the files before it unpickles them."""
+    """CIFAR-10 or CIFAR-100 in torchvision's folder under root; torchvision checks sums before it unpickles."""
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
@@ -422,8 +475,14 @@ class HubRows:
     reader: Any
 
     def read(self, row: int) -> bytes:
-        with self.reader[row][0] as file:
-            return file.read()
+        try:
+            with self.reader[row][0] as file:
+                return file.read()
+        except (TypeError, AssertionError, OSError) as error:
+            column = self.reader.image_key
+            raise UserError(
+                f"cannot read image {self.where(row)}: column {column} holds none; ?input_key=NAME names another"
+            ) from error
 
     def id(self, row: int) -> str:
         return str(row)
@@ -435,52 +494,71 @@ class HubRows:
         return None, "not hashed: the Hub's cache"
 
 
-def through_timm(name: str, split: str, *, root: str | None, download: bool) -> ImageSet | Stream:
+def through_timm(name: str, split: str, *, root: Path | None, download: bool) -> ImageSet | Stream:
     """`hfds/ORG/NAME`, `hfids/ORG/NAME` (streamed) or `wds/FOLDER`, as timm spells them.
 
     Reader settings follow a question mark: `hfds/uoft-cs/cifar100?input_key=img&target_key=fine_label`.
     Errors: the library is not installed, the set cannot be had, the split is not there.
     """
     prefix, rest = name.split("/", 1)
-    library, extra = READERS[prefix.lower()]
+    prefix = prefix.lower()
+    library, extra = READERS[prefix]
     if importlib.util.find_spec(library) is None:
         raise Unavailable(f"{name} needs the library {library}: pip install 'backlight[{extra}]'")
     rest, _, query = rest.partition("?")
-    settings: dict[str, Any] = dict(parse_qsl(query))
-    if "num_samples" in settings:
-        settings["num_samples"] = int(settings["num_samples"])
-    if prefix.lower() == "wds":
-        root = os.path.join(root or "", rest)  # timm's reader takes the folder as its root and has no use for a name
-        if offline() and re.search(r"://|pipe:", root + split):
+    settings: dict[str, Any] = {"root": root and str(root), **reader_settings(name, query)}
+    if prefix == "wds":
+        settings["root"] = os.path.join(root or "", rest)  # where timm's reader looks; it has no use for a name
+        if offline() and re.search("://|pipe:", settings["root"] + split):
             raise Unavailable(f"{name} is on the network, which BACKLIGHT_OFFLINE or HF_HUB_OFFLINE forbids")
-    if prefix.lower() == "hfids":
+    if prefix == "hfids":
         settings["download"] = download
-    part, found = timm_dataset(f"{prefix}/{rest}", split, root=root, **settings)
+    part, found = timm_dataset(f"{prefix}/{rest}", split, **settings)
 
     reader = found.reader
     classes = tuple(reader.class_to_idx)
-    if prefix.lower() != "hfds":
+    if prefix != "hfds":
         if not len(found):
-            raise UserError(f"{name} does not say how many images split {part} has: add ?num_samples=N")
+            raise UserError(f"{name} does not say how many images it has: add ?num_samples=N to the name")
         return Stream(name, part, classes, len(found), found)
     # Not timm's own items: where an image is bad, timm gives the next one instead, with a warning.
+    if reader.label_key not in reader.dataset.column_names:
+        raise UserError(f"{name} has no column {reader.label_key}: ?target_key=NAME names another")
     labels = np.asarray(reader.dataset.with_format("numpy")[reader.label_key][:])
     return image_set(name, HubRows(name, reader), split=part, classes=classes or numbered(labels), labels=labels)
 
 
-def timm_dataset(name: str, split: str, *, root: str | None, **settings: Any) -> tuple[str, Any]:
-    """The split's name here, and timm's data set."""
+def reader_settings(name: str, query: str) -> dict[str, Any]:
+    """Settings of timm's readers, out of `input_key=img&num_samples=100`.  Errors: a setting that is none of theirs."""
+    settings: dict[str, Any] = dict(parse_qsl(query))
+    unknown = set(settings) - {"input_key", "target_key", "num_samples"}
+    if unknown or not settings.get("num_samples", "1").isdecimal():
+        raise UserError(f"{name}: after the ? stand input_key=NAME, target_key=NAME or num_samples=NUMBER, joined by &")
+    return settings | ({"num_samples": int(settings["num_samples"])} if "num_samples" in settings else {})
+
+
+def timm_dataset(name: str, split: str, **settings: Any) -> tuple[str, Any]:
+    """The split's name here, and timm's data set.  Errors: not to be had; no such split."""
     from timm.data import create_dataset
 
+    reasons = []
     for spelling in spellings(split):
         try:
             with hub_offline_if_told():
-                return spelling, create_dataset(name, root=root, split=spelling, input_img_mode="", **settings)
+                found = create_dataset(name, split=spelling, input_img_mode="", **settings)
+                if isinstance(found, IterableDataset):
+                    next(iter(found), None)  # a stream looks for its split only now
+                return spelling, found
         except Exception as error:  # these libraries raise anything from KeyError to their own kinds
             reason = first_line(error)
+            reasons.append(reason)
+            if "num_samples" in reason:
+                raise UserError(
+                    f"{name} does not say how many images it has: add ?num_samples=N to the name"
+                ) from error
             if "split" not in reason.lower():
                 raise Unavailable(f"{name} cannot be had: {reason}{gated_hint(name, reason)}") from error
-    raise UserError(f"no split {split} in {name}: {reason}")
+    raise UserError(f"no split {split} in {name}: {reasons[0]}")
 
 
 def gated_hint(name: str, reason: str) -> str:
@@ -491,7 +569,10 @@ def gated_hint(name: str, reason: str) -> str:
 
 def offline() -> bool:
     """Whether the user forbids the network."""
-    return any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in ("BACKLIGHT_OFFLINE", "HF_HUB_OFFLINE"))
+    return any(
+        os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
+        for name in ("BACKLIGHT_OFFLINE", "HF_HUB_OFFLINE")
+    )
 
 
 @contextmanager
@@ -503,7 +584,7 @@ def hub_offline_if_told() -> Iterator[None]:
     import datasets.config
     import huggingface_hub.constants
 
-    modules = (huggingface_hub.constants, datasets.config)
+    modules: tuple[Any, ...] = (huggingface_hub.constants, datasets.config)
     before = [module.HF_HUB_OFFLINE for module in modules]
     try:
         for module in modules:
@@ -523,10 +604,14 @@ def sha256_of_files(files: Sequence[Path]) -> tuple[str, str]:
     """One hash of all bytes in order, or of names and sizes where the files are large."""
     sizes = [file.stat().st_size for file in files]
     if sum(sizes) > HASHED_BYTES:
-        return sha256_of_lines(f"{file.name}\t{size}" for file, size in zip(files, sizes, strict=True)), "file names and sizes"
+        return sha256_of_lines(
+            f"{file.name}\t{size}" for file, size in zip(files, sizes, strict=True)
+        ), "file names and sizes"
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.read_bytes())
+        with file.open("rb") as opened:
+            for block in iter(partial(opened.read, 1 << 20), b""):
+                digest.update(block)
     return digest.hexdigest(), "bytes of the files"
 
 
@@ -534,7 +619,7 @@ def sha256_of_lines(lines: Iterable[str]) -> str:
     """Each line is hashed with a newline after it."""
     digest = hashlib.sha256()
     for line in lines:
-        digest.update(f"{line}\n".encode())
+        digest.update(f"{line}\n".encode(errors="surrogateescape"))  # file names need not be UTF-8
     return digest.hexdigest()
 
 

@@ -1,32 +1,54 @@
 """Where the image lies in an activation: channels first or last, or tokens behind a class token.
 
 A model may carry its feature map as (B, C, h, w), as (B, h, w, C), as tokens (B, N, C) with class, register or
-distillation tokens around them, or as (B, C, N).  Which one it is cannot be told from a shape (14 x 14 maps of 14
-channels; 141 tokens = 10 x 14 + 1), so the layout is carried along from the image, call by call.
+distillation tokens around them, as (B, C, N), or shuffled into windows.  Which one it is cannot be told from a shape
+(14 x 14 maps of 14 channels; 141 tokens = 10 x 14 + 1).  So the image's coordinates are sent through the model beside
+the image: each element of an activation knows the row and the column it describes.  A call that moves elements moves
+the coordinates by the very same call; one that mixes elements averages them.  The layout is then read off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UserError
 
 Order = Literal["channels first", "channels last", "tokens", "channels first tokens"]
 
-#: Calls that define which axes are spatial, whatever they are given.
-CHANNELS_FIRST = (
-    "conv2d", "_conv_forward", "conv_transpose2d", "batch_norm", "group_norm", "instance_norm", "interpolate",
-    "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "pixel_shuffle", "pixel_unshuffle",
-)  # fmt: skip
-CHANNELS_LAST = ("linear", "layer_norm", "rms_norm")
+#: (order, axes of the image, axis of the channels) by number of axes.
+ORDERS: dict[int, list[tuple[Order, tuple[int, ...], int]]] = {
+    4: [("channels first", (2, 3), 1), ("channels last", (1, 2), 3)],
+    3: [("tokens", (1,), 2), ("channels first tokens", (2,), 1)],
+}
+#: Calls that change the shape only: in the order of memory, the elements stay or are permuted.
 SHAPE = {
     "reshape", "view", "flatten", "permute", "transpose", "contiguous", "unflatten", "squeeze", "unsqueeze", "movedim",
-    "rearrange", "swapaxes", "mT", "T",
+    "swapaxes", "mT", "T", "t", "reshape_as", "view_as",
 }  # fmt: skip
+#: Calls that move, copy or drop elements and compute nothing.
+MOVES = SHAPE | {
+    "__getitem__", "__setitem__", "cat", "concat", "concatenate", "stack", "chunk", "split", "split_with_sizes",
+    "tensor_split", "unbind", "narrow", "select", "index_select", "gather", "take_along_dim", "roll", "flip", "rot90",
+    "pad", "expand", "expand_as", "repeat", "tile", "unfold",
+}  # fmt: skip
+#: Calls on (B, C, h, w) whose output is a map of the whole input, coarser or finer.
+RESAMPLES = (
+    "conv", "_conv", "max_pool", "avg_pool", "lp_pool", "adaptive_", "interpolate", "upsample", "pixel_shuffle",
+    "pixel_unshuffle",
+)  # fmt: skip
+REDUCTIONS = {"mean", "sum", "max", "min", "amax", "amin"}
+PRODUCTS = {"matmul", "__matmul__", "bmm"}
+#: Calls of which nothing is known even where they keep the shape.
+OPAQUE = {"einsum", "grid_sample", "baddbmm", "fold", "lstm", "gru"}
+#: Pixels of the image: below it two places are the same.  Far above the rounding of a mean, far below a pixel.
+TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -68,93 +90,206 @@ def grid(activation: Tensor, layout: Layout) -> Tensor:
     return tokens.permute(0, 3, 1, 2) if axis == 1 else tokens
 
 
-def after_call(name: str, args: Sequence[Any], out: Tensor, parents: Sequence[tuple[Tensor, Layout]]) -> Layout | None:
-    """The layout of what call ``name`` returned, given its inputs that had one; None where it is not known."""
-    shape = tuple(out.shape)
-    if out.ndim == 4:
-        if name.startswith(CHANNELS_FIRST):
-            return Layout("channels first", shape[2:])
-        if name in CHANNELS_LAST:
-            return Layout("channels last", shape[1:3])
-    for tensor, layout in parents:
-        if found := _inherited(name, args, tuple(tensor.shape), layout, shape):
-            return found
-    return None
+# --- the coordinates
 
 
-def _inherited(
-    name: str, args: Sequence[Any], before: tuple[int, ...], layout: Layout, after: tuple[int, ...]
-) -> Layout | None:
-    if name in SHAPE and before != after:
-        return _reshaped(before, layout, after) or _permuted(name, args, layout, after)
-    if name in SHAPE and name in ("permute", "transpose", "movedim", "swapaxes"):
-        return _permuted(name, args, layout, after)
-    if len(before) != len(after):
+class Places:
+    """The row and the column of the image that each element of an activation describes; NaN for none (a class token).
+
+    Both tensors have the activation's shape.  A coarse map spans the image from corner to corner: only the order of
+    places is read off, and whether two are the same.
+    """
+
+    def __init__(self, rows: Tensor, columns: Tensor) -> None:
+        self.rows, self.columns = rows, columns
+
+    @cached_property
+    def layout(self) -> Layout | None:
+        """How the activation holds a map of the image; None if it does not."""
+        for order, axes, channels in ORDERS.get(self.rows.ndim, []):
+            rows, columns = (_agreed(t, (0, channels)) for t in (self.rows, self.columns))
+            if rows is None or columns is None:
+                continue
+            if len(axes) == 2:
+                if _is_raster(rows, columns):
+                    return Layout(order, (rows.shape[0], rows.shape[1]))
+            elif found := _token_map(rows, columns):
+                return Layout(order, *found)
         return None
-    if len(after) == 4:
-        first = layout.order == "channels first"
-        return replace(layout, size=after[2:] if first else after[1:3])
-    if len(after) == 3:
-        return _tokens(name, args, before, layout, after)
+
+    @cached_property
+    def count(self) -> int:
+        """How many different places of the image there are: the resolution, in any layout."""
+        if self.layout:
+            return self.layout.size[0] * self.layout.size[1]
+        code = self.rows.float() * 2**12 + self.columns
+        return int(code[~code.isnan()].mul(16).round().unique().numel())
+
+    def each(self, act: Callable[[Tensor], Tensor]) -> Places:
+        return Places(act(self.rows), act(self.columns))
+
+
+Known = Mapping[int, Places]  # by the tensor's id
+
+
+def places_of_image(images: Tensor) -> Places:
+    """Each pixel's own row and column.  Shapes: (B, C, H, W)."""
+    h, w = images.shape[-2:]
+    rows = torch.arange(h, dtype=torch.float32, device=images.device).view(h, 1)
+    columns = torch.arange(w, dtype=torch.float32, device=images.device)
+    return Places(rows.expand(images.shape), columns.expand(images.shape))
+
+
+def places_after(
+    func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor], known: Known
+) -> list[Places | None]:
+    """The places of each tensor that the call ``func(*args, **kwargs)`` returned; None where they are not known."""
+    given = [t for t in tensors((args, kwargs)) if id(t) in known]
+    first = known[id(given[0])] if given else None
+    if first is None or name in OPAQUE:
+        return [None] * len(outs)
+    if name in MOVES:
+        return _moved(func, name, args, kwargs, known) or [None] * len(outs)
+    shape = outs[0].shape
+    if name == "linear" or name == "scaled_dot_product_attention":
+        places = first.each(lambda t: _mean(t, -1).expand(shape))
+    elif name in PRODUCTS:
+        places = _product(*(known.get(id(t)) for t in args[:2]), shape)
+    elif name.startswith(RESAMPLES):
+        places = _resampled(first, shape)
+    elif name in REDUCTIONS and not (len(args) > 1 and isinstance(args[1], Tensor)):
+        places = _reduced(first, *args[1:], **kwargs)
+    else:
+        places = _elementwise([known[id(t)] for t in given if t.shape == shape])
+    return [places if places and places.rows.shape == out.shape else None for out in outs]
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value that modules pass around: nested tuples, lists, dicts and model outputs."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors(item)
+    elif hasattr(value, "values") and hasattr(value, "keys"):
+        for item in value.values():
+            yield from tensors(item)
+
+
+def _elementwise(operands: list[Places]) -> Places | None:
+    """One of the operands' places: of a map if there is one, as where a branch of lost places joins the stream."""
+    distinct = list(dict.fromkeys(operands))
+    if len(distinct) < 2:
+        return distinct[0] if distinct else None
+    return next((places for places in distinct if places.layout), distinct[0])
+
+
+def _moved(
+    func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: Mapping[str, Any], known: Known
+) -> list[Places | None] | None:
+    """The same call, made with the coordinates; what the model adds to the activation (a class token) is nowhere."""
+    if name == "pad" and "constant" in (kwargs.get("mode", "constant"), *args[2:3]):
+        args, kwargs = args[:2], {**kwargs, "mode": "constant", "value": torch.nan}
+
+    def made_with(side: str) -> list[Tensor]:
+        def coordinates(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return type(value)(coordinates(item) for item in value)
+            if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+                return value  # an index
+            places = known.get(id(value))
+            return getattr(places, side) if places else _nowhere(value)
+
+        given = [coordinates(value) for value in args]
+        if name == "__setitem__":
+            given[0] = given[0].clone()
+        result = func(*given, **{key: coordinates(value) for key, value in kwargs.items()})
+        return given[:1] if name == "__setitem__" else list(tensors(result))
+
+    try:
+        return [Places(rows, columns) for rows, columns in zip(made_with("rows"), made_with("columns"), strict=True)]
+    except (RuntimeError, TypeError):
+        return None
+
+
+def _product(a: Places | None, b: Places | None, shape: torch.Size) -> Places | None:
+    """Of a matrix product: of the rows of the first or the columns of the second, whichever are different places.
+
+    Both are in queries times keys; there it is the queries, which the output of attention describes.
+    """
+    if a and _varies(rows := a.each(lambda t: _mean(t, -1)), -2):
+        return rows.each(lambda t: t.expand(shape))
+    if b and _varies(columns := b.each(lambda t: _mean(t, -2)), -1):
+        return columns.each(lambda t: t.expand(shape))
     return None
 
 
-def _permuted(name: str, args: Sequence[Any], layout: Layout, after: tuple[int, ...]) -> Layout | None:
-    """A swap of the channel axis with the spatial ones."""
-    dims = args[1] if len(args) > 1 and isinstance(args[1], (tuple, list)) else tuple(args[1:])
-    dims = tuple(d % len(after) if isinstance(d, int) else d for d in dims)
-    if len(after) == 3:
-        swapped: Order = "tokens" if layout.order == "channels first tokens" else "channels first tokens"
-        return replace(layout, order=swapped) if set(dims[-2:]) == {1, 2} else None
-    if name == "permute" and dims == (0, 2, 3, 1) and layout.order == "channels first":
-        return Layout("channels last", layout.size)
-    if name == "permute" and dims == (0, 3, 1, 2) and layout.order == "channels last":
-        return Layout("channels first", layout.size)
-    return None
+def _varies(places: Places, axis: int) -> bool:
+    return any(bool(((t - t.narrow(axis, 0, 1)).abs() > TOLERANCE).any()) for t in (places.rows, places.columns))
 
 
-def _reshaped(before: tuple[int, ...], layout: Layout, after: tuple[int, ...]) -> Layout | None:
-    """A map flattened into tokens, or tokens folded into a map; the channel axis stays where it was."""
-    h, w = layout.size
-    match layout.order, len(before), len(after):
-        case "channels first", 4, 3 if after[1:] == (before[1], h * w):
-            return Layout("channels first tokens", (h, w))
-        case "channels last", 4, 3 if after[1:] == (h * w, before[3]):
-            return Layout("tokens", (h, w))
-        case "tokens", 3, 4 if after[3] == before[2] and after[1] * after[2] == before[1]:
-            return Layout("channels last", after[1:3])
-        case "channels first tokens", 3, 4 if after[1] == before[1] and after[2] * after[3] == before[2]:
-            return Layout("channels first", after[2:])
-        case "tokens", 3, 3 if before[1:] == after[:0:-1]:
-            return replace(layout, order="channels first tokens")
-        case "channels first tokens", 3, 3 if before[1:] == after[:0:-1]:
-            return replace(layout, order="tokens")
-    return None
+def _resampled(places: Places, shape: torch.Size) -> Places | None:
+    """Of a convolution or pooling: a map of another size has the same corners, whatever was padded."""
+
+    def act(t: Tensor) -> Tensor:
+        t = _mean(t, 1)
+        if t.shape[2:] != shape[2:]:
+            inside = ~t.isnan().all(0).all(0)
+            t = t[:, :, inside.any(1)][..., inside.any(0)]
+            t = F.interpolate(t, tuple(shape[2:]), mode="bilinear", align_corners=True)
+        return t.expand(shape)
+
+    if len(shape) != places.rows.ndim or (len(shape) != 4 and shape[2:] != places.rows.shape[2:]):
+        return None
+    if shape[2:] != places.rows.shape[2:] and bool(places.rows.isnan().all()):
+        return None
+    return places.each(act)
 
 
-def _tokens(
-    name: str, args: Sequence[Any], before: tuple[int, ...], layout: Layout, after: tuple[int, ...]
-) -> Layout | None:
-    """Tokens after a call that may have added some in front (cat), taken them away (slice) or pooled them."""
-    axis = 1 if layout.order == "tokens" else 2
-    (h, w), had, have = layout.size, before[axis], after[axis]
-    if had == have:
-        return layout
-    if name in ("cat", "concat", "concatenate"):
-        return replace(layout, prefix=layout.prefix + _length_before(args, before, axis))
-    if name == "__getitem__" and have >= h * w:
-        return replace(layout, prefix=max(0, layout.prefix - (had - have)))
-    for side in (2, 4):  # patch merging
-        if have == (h // side) * (w // side):
-            return Layout(layout.order, (h // side, w // side))
-    return None
+def _reduced(places: Places, dim: Any = None, keepdim: bool = False, **_: Any) -> Places | None:
+    return None if dim is None else places.each(lambda t: t.nanmean(dim, keepdim))
 
 
-def _length_before(args: Sequence[Any], shape: tuple[int, ...], axis: int) -> int:
-    """How many tokens a concatenation puts in front of the operand of this shape."""
-    length = 0
-    for operand in args[0]:
-        if tuple(operand.shape) == shape:
-            return length
-        length += operand.shape[axis]
-    return 0
+def _mean(coordinates: Tensor, axis: int) -> Tensor:
+    """The mean place along an axis, which stays with length 1; free where the coordinates are expanded."""
+    if coordinates.stride(axis) == 0:
+        return coordinates.narrow(axis, 0, 1)
+    return coordinates.nanmean(axis, keepdim=True)
+
+
+def _nowhere(like: Tensor) -> Tensor:
+    return torch.full((), torch.nan, device=like.device).expand(like.shape)
+
+
+# --- reading the layout off
+
+
+def _agreed(coordinates: Tensor, axes: tuple[int, ...]) -> Tensor | None:
+    """The coordinates without these axes, along which they must be equal (or nowhere)."""
+    low = coordinates.nan_to_num(torch.inf).amin(axes)
+    high = coordinates.nan_to_num(-torch.inf).amax(axes)
+    return low.where(low <= high, torch.nan) if bool((high - low < TOLERANCE).all()) else None
+
+
+def _is_raster(rows: Tensor, columns: Tensor) -> bool:
+    """Whether places lie as an image is read.  Shapes: (h, w) each."""
+    return _ascends(rows) and _ascends(columns.T)
+
+
+def _ascends(coordinates: Tensor) -> bool:
+    """Whether it grows from row to row and is the same within one; never so where NaN."""
+    same = (coordinates - coordinates[:, :1]).abs() < TOLERANCE
+    return bool(same.all() and (coordinates.diff(dim=0) > TOLERANCE).all())
+
+
+def _token_map(rows: Tensor, columns: Tensor) -> tuple[tuple[int, int], int] | None:
+    """The size of the map in a sequence of tokens and what comes before it.  Shapes: (N,) each."""
+    somewhere = (~rows.isnan()).nonzero().flatten().tolist()
+    if not somewhere:
+        return None
+    prefix, end = somewhere[0], somewhere[-1] + 1
+    rows, columns = rows[prefix:end], columns[prefix:end]
+    width = int(((rows - rows[0]).abs() < TOLERANCE).sum())
+    if width == 0 or len(rows) % width or not _is_raster(rows.view(-1, width), columns.view(-1, width)):
+        return None
+    return (len(rows) // width, width), prefix

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -98,17 +98,17 @@ class Result:
         from safetensors.numpy import save_file
 
         folder = Path(folder)
-        with _beside(folder) as draft:
+        with writing(folder) as draft:
             pq.write_table(pa.Table.from_pylist(self.rows()), draft / "rows.parquet")
             if self.arrays:
                 save_file({name: np.ascontiguousarray(array) for name, array in self.arrays.items()}, draft / "arrays.safetensors")
             document = {
                 "analysis": self.analysis,
                 "model": self.model,
-                "claims": [asdict(claim) for claim in self.claims],
+                "claims": self.claims,
                 "evidence": dict(self.evidence),
             }
-            (draft / "result.json").write_text(json.dumps(_finite(document), indent=1, ensure_ascii=False) + "\n")
+            (draft / "result.json").write_text(json.dumps(plain(document), indent=1, ensure_ascii=False) + "\n")
             figure = self.figure()
             for suffix in ("png", "pdf"):
                 figure.savefig(draft / f"{self.analysis}.{suffix}")
@@ -137,7 +137,7 @@ def load(folder: str | Path) -> Result:
     return kind(document["model"], table, claims, document["evidence"], arrays)
 
 
-class _beside:
+class writing:
     """A draft folder that takes the place of ``folder`` when the block ends well, and is gone when it does not."""
 
     def __init__(self, folder: Path) -> None:
@@ -163,10 +163,12 @@ class _beside:
         os.replace(self.draft, self.folder)
 
 
-def _finite(value: Any) -> Any:
-    """The same document with NaN and infinities as null: JSON has none."""
+def plain(value: Any) -> Any:
+    """The same value as JSON can hold it: dataclasses as mappings, NaN and infinities as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -6,21 +6,22 @@ symbolic tracing gives up on data-dependent Python.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .layout import Layout, after_call
+from .layout import Layout, Places, places_after, places_of_image, tensors
 
 SUM = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 PRODUCT = {"matmul", "__matmul__", "bmm", "einsum", "baddbmm"}
+#: Calls that change no number; those that return the very tensor they were given are left out.
+NEUTRAL = {"contiguous", "to", "type", "type_as", "float", "half", "bfloat16", "double", "clone", "dropout", "dropout2d"}
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Call:
     name: str
     parents: tuple[int, ...] = ()
     shape: tuple[int, ...] = ()
-    layout: Layout | None = None
+    places: Places | None = None  # of its elements in the image
     module: str = ""  # innermost module running
     summands: tuple[int, ...] = ()  # the two operands of a sum of equals
     product: bool = False  # of two activations
@@ -38,6 +39,10 @@ class Call:
     learned: bool = False  # reads a parameter
     received: list[tuple[str, int]] = field(default_factory=list)  # (module, its how-manieth call in the pass)
     returned: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def layout(self) -> Layout | None:
+        return self.places.layout if self.places else None
 
 
 @dataclass
@@ -75,64 +80,64 @@ def plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in a value that modules pass around: nested tuples, lists, dicts and model outputs."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors(item)
-    elif hasattr(value, "values") and hasattr(value, "keys"):
-        for item in value.values():
-            yield from tensors(item)
-
-
 class _Recorder(TorchFunctionMode):
     """Knows of each live tensor which call made it."""
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         super().__init__()
-        h, w = images.shape[-2:]
-        self.calls = [Call("images", shape=tuple(images.shape), layout=Layout("channels first", (h, w)))]
+        self.places: dict[int, Places] = {id(images): places_of_image(images)}
+        self.calls = [Call("images", shape=tuple(images.shape), places=self.places[id(images)])]
         self.made = {id(images): 0}
+        self.learned = {id(p) for p in model.parameters()}  # and what is computed of them alone
         self.kept: list[Tensor] = [images]  # an id is a tensor's own only while it lives
-        self.parameters = {id(p) for p in model.parameters()}
         self.running: list[str] = []
         self.times: dict[str, int] = defaultdict(int)
         self.started: list[tuple[str, int, int]] = []
         self.spans: dict[tuple[str, int], tuple[int, int]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
-        outs = [args[0]] if name == "__setitem__" else list(tensors(result))
+        if name == "__get__":  # a property, such as x.mT
+            name = func.__self__.__name__
         given = list(tensors((args, kwargs)))
-        if outs and (known := [t for t in given if id(t) in self.made]):
-            self._add(name, args, kwargs or {}, given, known, outs)
+        known = [t for t in given if id(t) in self.made]
+        parents = tuple(dict.fromkeys(self.made[id(t)] for t in known))
+        result = func(*args, **kwargs)
+        outs = [args[0]] if name == "__setitem__" else list(tensors(result))
+        if name in NEUTRAL and outs and any(outs[0] is t for t in known):
+            return result
+        if outs and known:
+            call = self._describe(name, args, kwargs, given, known, outs[0])
+            self._own(outs, replace(call, parents=parents), places_after(func, name, args, kwargs, outs, self.places))
+        elif any(id(t) in self.learned for t in given):
+            self.kept += outs
+            self.learned |= {id(t) for t in outs}
         return result
 
-    def _add(self, name: str, args: Any, kwargs: Any, given: Any, known: list[Tensor], outs: list[Tensor]) -> None:
-        parents = tuple(dict.fromkeys(self.made[id(t)] for t in known))
-        laid = [(t, layout) for t in known if (layout := self.calls[self.made[id(t)]].layout)]
-        call = Call(name, parents, tuple(outs[0].shape), after_call(name, args, outs[0], laid))
-        call.module = self.running[-1] if self.running else ""
-        call.learned = any(id(t) in self.parameters or isinstance(t, nn.Parameter) for t in given)
+    def _describe(self, name: str, args: Any, kwargs: Any, given: list[Tensor], known: list[Tensor], out: Tensor) -> Call:
+        call = Call(name, module=self.running[-1] if self.running else "")
+        call.learned = any(id(t) in self.learned for t in given)
         call.product = name in PRODUCT and len(known) > 1
-        if name.startswith(("conv", "_conv")) and len(given) > 1:
+        if name.startswith("conv") and len(given) > 1:
             call.kernel = max(given[1].shape[2:], default=1)
-        elif "pool" in name and "adaptive" not in name and len(args) > 1:
-            call.kernel = max(args[1]) if isinstance(args[1], (tuple, list)) else int(args[1])
-        if name in SUM and len(args) == 2 and all(isinstance(a, Tensor) and id(a) in self.made for a in args):
-            a, b = args
-            if math.prod(a.shape) == math.prod(b.shape) == math.prod(outs[0].shape):
-                call.summands = self.made[id(a)], self.made[id(b)]
-        self._own(outs, call)
+        elif "pool" in name and "adaptive" not in name:
+            sides = args[1] if len(args) > 1 else kwargs.get("kernel_size", 1)
+            call.kernel = max(sides) if isinstance(sides, (tuple, list)) else int(sides)
+        if name in SUM and len(known) == len(args) == 2 and all(t.numel() == out.numel() for t in known):
+            call.summands = self.made[id(args[0])], self.made[id(args[1])]
+        return call
 
-    def _own(self, outs: list[Tensor], call: Call) -> None:
-        for out in outs:
+    def _own(self, outs: list[Tensor], call: Call, places: list[Places | None]) -> None:
+        """Each tensor that a call returned is a node of its own."""
+        for out, place in zip(outs, places, strict=True):
             self.made[id(out)] = len(self.calls)
             self.kept.append(out)
-        self.calls.append(call)
+            if place:
+                self.places[id(out)] = place
+            else:
+                self.places.pop(id(out), None)
+            self.calls.append(replace(call, shape=tuple(out.shape), places=place, received=[], returned=[]))
 
     def hooks(self, model: nn.Module) -> list[Any]:
         handles: list[Any] = []
@@ -160,10 +165,9 @@ class _Recorder(TorchFunctionMode):
             outs = list(tensors(output))
             given = [t for t in tensors((args, kwargs)) if id(t) in self.made]
             if outs and given and not any(id(t) in self.made for t in outs):  # a scripted or custom function
-                laid = [(t, layout) for t in given if (layout := self.calls[self.made[id(t)]].layout)]
-                layout = after_call(name, (), outs[0], laid)
                 parents = tuple(dict.fromkeys(self.made[id(t)] for t in given))
-                self._own(outs, Call("module", parents, tuple(outs[0].shape), layout, name, learned=True))
+                places = places_after(module, "module", args, kwargs, outs, self.places)
+                self._own(outs, Call("module", parents, module=name, learned=True), places)
             self.spans[name, time] = (start, len(self.calls))
             if outs and id(outs[0]) in self.made:
                 self.calls[self.made[id(outs[0])]].returned.append((name, time))

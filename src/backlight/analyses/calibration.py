@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..numerics.bootstrap import statistic_interval
-from ..numerics.calibration import Scores, reliability, scores, summary
+from ..numerics.calibration import RANGE, Scores, reliability, scores, summary
 from ..result import Claim, Result
 from .single_pass import Anatomy, single_pass
 
@@ -45,6 +46,7 @@ class Confidence:
 
     analysis: ClassVar[str] = "calibration"
     reads_stream: ClassVar[bool] = False
+    reads_labels: ClassVar[bool] = True
 
     def __init__(self, anatomy: Anatomy, *, bins: int = 10) -> None:
         if bins < 1:
@@ -68,13 +70,14 @@ class Confidence:
         def diagram(weights: np.ndarray) -> np.ndarray:
             return np.stack(reliability(seen, weights, bins=self.bins))
 
-        found = statistic_interval(metrics, images, resamples=resamples, seed=seed)
         names = list(summary(seen, np.ones(images), bins=self.bins))
+        least, most = np.transpose([RANGE.get(metric, (0, 1)) for metric in names])
+        found = statistic_interval(metrics, images, resamples=resamples, seed=seed, within=(least, most))
         table = [
             {"metric": metric, "value": float(value), "low": float(low), "high": float(high)}
             for metric, value, low, high in zip(names, *found, strict=True)
         ]
-        shown = statistic_interval(diagram, images, resamples=resamples, seed=seed)
+        shown = statistic_interval(diagram, images, resamples=resamples, seed=seed, within=(0, 1))
         arrays = {"reliability": np.stack(shown)}  # (value, low, high) x (confidence, accuracy, share) x bins
         sure = names.index("signed_ece")
         claim = Claim.of_sign(
@@ -93,12 +96,19 @@ def labelled(logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         raise UserError("this analysis compares predictions with labels, and the data have none")
     if logits.ndim != 2:
         raise UserError(f"this analysis needs class scores of shape (images, classes), and the model returns {tuple(logits.shape)}")
-    if int(labels.max()) >= logits.shape[1] or int(labels.min()) < 0:
+    if bool((logits >= 0).all()) and torch.allclose(logits.float().sum(1), torch.ones(len(logits), device=logits.device), atol=1e-3):
+        raise UserError("the model returns probabilities, and this analysis needs logits; give the model without its softmax")
+    if labels.shape != logits.shape[:1] or labels.is_floating_point():
         raise UserError(
-            f"the data have a label {int(labels.max())} and the model only {logits.shape[1]} classes; "
+            f"this analysis needs a class number for each of {len(logits)} images, and the data have labels of shape "
+            f"{tuple(labels.shape)} and type {str(labels.dtype).removeprefix('torch.')}"
+        )
+    if (wrong := labels[(labels < 0) | (labels >= logits.shape[1])]).numel():
+        raise UserError(
+            f"the data have a label {int(wrong[0])} and the model's classes are 0 to {logits.shape[1] - 1}; "
             "give a model of this data set's classes"
         )
-    return logits, labels
+    return logits, labels.long()
 
 
 @dataclass(frozen=True)

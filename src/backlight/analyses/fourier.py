@@ -61,6 +61,7 @@ class Spectra:
 
     analysis: ClassVar[str] = "fourier"
     reads_stream: ClassVar[bool] = True
+    reads_labels: ClassVar[bool] = False
 
     def __init__(self, anatomy: Anatomy, *, radial: bool = False, paper: bool = False) -> None:
         self.anatomy = anatomy

@@ -23,7 +23,7 @@ from ..numerics.bootstrap import mean_interval
 from ..numerics.calibration import scores
 from ..result import Claim, Result, Row
 from .calibration import labelled
-from .single_pass import described, fit, split, suggestion
+from .single_pass import described, fit, refuse_other_classes, split
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,9 @@ def lesion(
     with evaluating(model), torch.inference_mode():
         for images, labels in split(data):
             images = fit(images, model)
-            found = removable(model, images[:2]) if found is None else found
+            if found is None:
+                refuse_other_classes(next(tensors(model(images[:1]))), data)
+                found = removable(model, images[:2])
             kept.append(np.stack([_scores(model, images, labels, unit) for unit in [None, *found]]))
     if found is None:
         raise UserError("no images: the data are empty")

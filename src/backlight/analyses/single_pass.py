@@ -50,6 +50,7 @@ class Reducer(Protocol):
 
     analysis: ClassVar[str]
     reads_stream: ClassVar[bool]
+    reads_labels: ClassVar[bool]
 
     def read(self, place: int, maps: Tensor) -> None:
         """Take numbers of the stream at a place.  Shapes: maps (B, C, h, w), valid during the call only."""
@@ -95,6 +96,8 @@ def single_pass(
     with evaluating(model), torch.inference_mode(), reading(model, anatomy.places, visit):
         for images, labels in itertools.chain([first], batches):
             logits = next(tensors(model(fit(images, model))))
+            if images_seen == 0 and any(reducer.reads_labels for reducer in running):
+                refuse_other_classes(logits, data)
             images_seen += len(images)
             for reducer in running:
                 reducer.finish(logits, labels.to(logits.device) if labels is not None else None)
@@ -133,6 +136,16 @@ def split(data: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
         else:
             images, labels, *_ = batch
             yield images, labels
+
+
+def refuse_other_classes(logits: Tensor, data: Any) -> None:
+    """Errors: UserError if the data say how many classes they have and the model tells apart another number."""
+    classes = getattr(data, "classes", None)
+    if classes and logits.ndim == 2 and logits.shape[1] != len(classes):
+        raise UserError(
+            f"the model tells {logits.shape[1]} classes apart and the data have {len(classes)}, so its accuracy on them means "
+            "nothing; name a model trained on these classes, or data of the model's own"
+        )
 
 
 def unreadable(anatomy: Anatomy) -> list[str]:

@@ -71,6 +71,7 @@ class Spread:
 
     analysis: ClassVar[str] = "variance"
     reads_stream: ClassVar[bool] = True
+    reads_labels: ClassVar[bool] = False
 
     def __init__(self, anatomy: Anatomy, *, over: Over = "space", normalise: bool = False) -> None:
         if over not in ("space", "samples"):

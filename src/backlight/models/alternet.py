@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class AlterNet(nn.Module):
         block: str = "bottleneck",
         stem: str = "imagenet",
         dim: int = 64,
-        heads: Sequence[int] = (3, 6, 12, 24),
+        heads: int | Sequence[int] = (3, 6, 12, 24),
         dim_head: int = 64,
         window: int = 7,
         bias_per_head: bool = False,
@@ -66,7 +67,7 @@ class AlterNet(nn.Module):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
-        stages = word_stages(word)
+        stages, heads = word_stages(word), (heads,) if isinstance(heads, int) else tuple(heads)
         refuse_bad_arguments(stages, block=block, stem=stem, heads=heads, dim=dim, dim_head=dim_head, window=window)
         self.word, self.block = " ".join(stages), block
         self.num_classes, self.in_chans = num_classes, in_chans
@@ -74,7 +75,8 @@ class AlterNet(nn.Module):
 
         make_stem, reduction = STEMS[stem]
         attention = {"heads": heads, "dim_head": dim_head, "window": window, "bias_per_head": bias_per_head}
-        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(map(len, stages))).tolist())
+        last = max(1, sum(map(len, stages)) - 1)
+        drop_paths = (drop_path_rate * j / last for j in count())  # rising evenly, from 0 to the rate at the last unit
         self.stem = make_stem(in_chans, dim)
         self.stages = nn.Sequential()
         self.feature_info: list[dict[str, Any]] = []
@@ -319,10 +321,10 @@ def refuse_bad_arguments(stages: list[str], *, block: str, stem: str, heads: Seq
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise UserError(f"{name}={size!r}: AlterNet needs a whole number above 0")
+    if any(not isinstance(number, int) or number < 1 for number in heads):
+        raise UserError(f"heads={heads!r}: AlterNet needs a whole number above 0 for each stage")
     if "a" in "".join(stages[len(heads) :]):
-        raise UserError(
-            f"heads={tuple(heads)} gives no number of heads for stage {len(heads) + 1} of {' '.join(stages)!r}"
-        )
+        raise UserError(f"heads={heads!r}: too few for the {len(stages)} stages of {' '.join(stages)!r}")
 
 
 def without_attention(word: str) -> str:

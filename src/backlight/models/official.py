@@ -49,14 +49,13 @@ def alternet_from(state: Mapping[str, Tensor]) -> AlterNet:
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An official state dict in our names: queries, keys and values in one tensor, the bias table with a head axis."""
-    ours: dict[str, Tensor] = {}
+    ours = {our_name(name): tensor for name, tensor in state.items()}
     for name, tensor in state.items():
         if name.endswith("attn.to_q.weight"):
-            tensor = torch.cat([tensor, state[name.replace("to_q", "to_kv")]])
-        elif name.endswith("pos_embedding"):
-            tensor = tensor[None]
-        if not name.endswith("attn.to_kv.weight"):
-            ours[our_name(name)] = tensor
+            keys_and_values = state.get(name.replace("to_q", "to_kv"), tensor[:0])
+            ours[our_name(name)] = torch.cat([tensor, keys_and_values])
+        elif name.endswith("attn.pos_embedding"):
+            ours[our_name(name)] = tensor[None]
     return ours
 
 
@@ -85,7 +84,7 @@ def official_arguments(state: Mapping[str, Tensor]) -> dict[str, Any]:
     heads = {s: 3 * 2 ** (s - 1) for s in stages}
     for (s, i), table in tables.items():
         if table is not None:
-            heads[s] = len(state[f"layer{s}.{i}.attn.attn.to_q.weight"]) // 64
+            heads[s] = max(1, len(state.get(f"layer{s}.{i}.attn.attn.to_q.weight", ())) // 64)
     dim, in_chans, kernel, _ = state[stem].shape
     return {
         "word": " ".join("".join("c" if tables[b] is None else "a" for b in blocks if b[0] == s) for s in stages),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
@@ -37,32 +37,40 @@ def mean_interval(samples: Array, *, resamples: int = 1000, seed: int = 0, level
     if len(flat) < 2:
         nothing = np.full(shape, np.nan)
         return Interval(value.reshape(shape), nothing, nothing)
-    # Deviations from the mean, not values: a constant far from zero must not cost digits.
-    deviations = np.concatenate([w @ (flat - value) for w in counts(len(flat), resamples, seed)]) / len(flat)
+    centred = flat - value  # a constant far from zero must not cost digits
+    deviations = np.concatenate([w @ centred for w in counts(len(flat), resamples, seed)]) / len(flat)
     tail = (1 - level) / 2
     low, high = np.quantile(deviations, [tail, 1 - tail], axis=0)
     return Interval(value.reshape(shape), (value + low).reshape(shape), (value + high).reshape(shape))
 
 
 def statistic_interval(
-    statistic: Callable[[Array], Array], images: int, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
+    statistic: Callable[[Array], Array],
+    images: int,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    within: tuple[ArrayLike, ArrayLike] = (-np.inf, np.inf),
 ) -> Interval:
     """Any statistic of weighted images with its basic (pivotal) interval.
 
-    ``statistic`` takes how often each image counts, (n,), and returns an array.  The basic interval reflects the
-    resamples about the estimate, so that a statistic which resampling inflates, as it does ECE, is not reported
-    outside its own interval (Davison & Hinkley 1997, section 5.2).  NaN resamples (an empty class) are left out.
+    ``statistic`` takes how often each image counts, (n,), and returns an array or a number.  The basic interval reflects
+    the resamples about the estimate, because resampling inflates some statistics, as it does ECE (Davison & Hinkley
+    1997, section 5.2).  A reflection may leave the range of the statistic, or fall on one side of the estimate where
+    resampling can only inflate it; so the ends are kept ``within`` (least, most) and around the estimate.
+    NaN resamples (an empty class) are left out.
     """
     value = np.asarray(statistic(np.ones(images)), np.float64)
+    low, high = np.full(value.shape, np.nan), np.full(value.shape, np.nan)
     if images < 2:
-        nothing = np.full(value.shape, np.nan)
-        return Interval(value, nothing, nothing)
+        return Interval(value, low, high)
     drawn = np.stack([statistic(w) for chunk in counts(images, resamples, seed) for w in chunk])
     tail = (1 - level) / 2
     known = ~np.isnan(drawn).all(0)
-    low, high = np.full((2, *value.shape), np.nan)
-    low[known], high[known] = np.nanquantile(drawn[:, known], [tail, 1 - tail], axis=0)
-    return Interval(value, 2 * value - high, 2 * value - low)
+    high[known], low[known] = 2 * value[known] - np.nanquantile(drawn[:, known], [tail, 1 - tail], axis=0)
+    least, most = within
+    return Interval(value, np.minimum(value, np.maximum(low, least)), np.maximum(value, np.minimum(high, most)))
 
 
 def counts(images: int, resamples: int, seed: int) -> Iterator[Array]:

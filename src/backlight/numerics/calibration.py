@@ -17,6 +17,8 @@ Array = NDArray[np.float64]
 
 #: Confidence above which the paper calls a prediction certain.
 CERTAIN = 0.9
+#: The least and the most a metric can be, where it is not a share, 0..1.
+RANGE = {"nll": (0.0, np.inf), "brier": (0.0, 2.0), "signed_ece": (-1.0, 1.0)}
 
 
 class Scores(NamedTuple):
@@ -35,7 +37,8 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
 
     In float64 through log-softmax: a softmax followed by a logarithm underflows to minus infinity.
     """
-    logs = logits.double().log_softmax(1)
+    logs = logits.cpu().double().log_softmax(1)
+    labels = labels.cpu()
     probabilities = logs.exp()
     confidence, prediction = probabilities.max(1)
     own = probabilities.gather(1, labels[:, None]).squeeze(1)
@@ -48,7 +51,7 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
         probabilities.square().sum(1) - 2 * own + 1,
         (top == labels[:, None]).any(1),
     )
-    return Scores(*(column.double().cpu().numpy() for column in columns))
+    return Scores(*(column.double().numpy() for column in columns))
 
 
 def summary(s: Scores, weights: Array, *, bins: int = 10) -> dict[str, float]:
@@ -88,15 +91,22 @@ def summary(s: Scores, weights: Array, *, bins: int = 10) -> dict[str, float]:
 def calibration_gaps(confidence: Array, correct: Array, weights: Array, edges: Array) -> tuple[Array, Array]:
     """Confidence minus accuracy in each bin, and the bin's share of the images.  Shapes: (n,) x 3, (M + 1,) -> (M,) x 2.
 
-    Bins are (a, b]; a confidence of exactly 1.0 is in the last and one of 0.0 in the first.  An empty bin has gap 0.
+    An empty bin has gap 0.
     """
-    which = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, len(edges) - 2)
-    mass, confident, right = (
-        np.bincount(which, weights * column, minlength=len(edges) - 1)
-        for column in (np.ones_like(confidence), confidence, correct)
-    )
+    mass, confident, right = _sums(confidence, correct, weights, edges)
     gap = np.divide(confident - right, mass, out=np.zeros_like(mass), where=mass > 0)
     return gap, mass / mass.sum()
+
+
+def _sums(confidence: Array, correct: Array, weights: Array, edges: Array) -> tuple[Array, Array, Array]:
+    """How many images are in each bin, their confidences' sum, and how many are right.  Shapes: -> (M,) x 3.
+
+    Bins are (a, b]; a confidence of exactly 1.0 is in the last and one of 0.0 in the first.
+    """
+    bins = len(edges) - 1
+    which = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    mass, confident, right = (np.bincount(which, weights * column, bins) for column in (1, confidence, correct))
+    return mass, confident, right
 
 
 def equal_mass_edges(confidence: Array, weights: Array, bins: int) -> Array:
@@ -127,9 +137,6 @@ class Reliability(NamedTuple):
 def reliability(s: Scores, weights: Array, *, bins: int = 10) -> Reliability:
     """Mean confidence and accuracy in each of ``bins`` equal bins, with the bin's share of the images."""
     correct = (s.prediction == s.label).astype(np.float64)
-    which = np.clip(np.ceil(s.confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    mass, confident, right = (
-        np.bincount(which, weights * column, minlength=bins) for column in (np.ones_like(correct), s.confidence, correct)
-    )
+    mass, confident, right = _sums(s.confidence, correct, weights, np.linspace(0, 1, bins + 1))
     with np.errstate(invalid="ignore"):
         return Reliability(confident / mass, right / mass, mass / mass.sum())

@@ -78,6 +78,7 @@ def _project(maps: Tensor, waves: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept between calls: a gradient may want it after an analysis made it
 def _diagonal_waves(size: tuple[int, int], device: torch.device) -> Tensor:
     """Cosines, then sines, at the half diagonal's frequencies.  Shapes: (h, w) -> (2 F, h * w)."""
     h, w = size
@@ -89,6 +90,7 @@ def _diagonal_waves(size: tuple[int, int], device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _rings(h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The ring of each bin of a real transform, and how many bins of the full one it stands for."""
     fy = torch.fft.fftfreq(h, dtype=torch.float64)

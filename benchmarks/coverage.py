@@ -1,0 +1,284 @@
+"""Does Backlight find the units of any vision model?  One architecture of each of timm's model modules; docs/coverage.md.
+
+    python benchmarks/coverage.py [--only resnet swin_transformer ...] [--limit-s 300] [--out docs/coverage.md]
+
+The architecture of a module is the one with the fewest parameters among those made for images of at most 256 px (of
+any size if there is none), tagless duplicates and timm's `test_*` toys left out.  Weights are random.  For each:
+
+- *units*: how many residual sums were found, spelled as a word;
+- *read*: after how many of them the stream is a map of the image;
+- *removable*: of how many the branch can be silenced;
+- *proven*: of those whose skip is the identity, for how many silencing the branch was seen to leave the stream after
+  the unit equal to the stream before it, bit by bit (`backlight.anatomy.check`); a model passes if one or more were,
+  none failed and the model gave the same output afterwards;
+- *timm agrees*: how many of the maps that timm itself gives (`forward_intermediates`, NCHW) are, bit by bit, maps that
+  Backlight reads.  A map of the same numbers at other places is a contradiction, and a failure.
+
+Each model runs in a process of its own with a time limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models._registry import _module_to_models
+from torch import Tensor, nn
+
+from backlight.anatomy import check, evaluating, grid, places, reading, spell, units
+
+LARGEST = 256
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of one architecture."""
+
+    module: str
+    architecture: str
+    pixels: int = 0
+    word: str = ""
+    units: int = 0
+    read: int = 0
+    removable: int = 0
+    identity: int = 0
+    proven: int = 0
+    refuted: int = 0
+    timm: int = -1  # maps that timm gives; -1: the model has no forward_intermediates
+    agreed: int = 0
+    contradicted: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.proven > 0 and not (self.refuted or self.contradicted or self.error)
+
+    @property
+    def why(self) -> str:
+        """Why a model did not pass, in words."""
+        if self.passed or self.error:
+            return self.error
+        if not self.units:
+            return "no residual sums that everything passes through: name places with --at"
+        if not self.identity:
+            return "no unit has an identity skip, so there is nothing to prove"
+        if self.refuted or self.contradicted:
+            return f"WRONG: {self.refuted} units refuted, {self.contradicted} maps contradict timm's"
+        return "no unit's stream and branch are both returned by modules"
+
+
+def main() -> None:
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    for module, architecture in choices(arguments.only):
+        rows.append(within(arguments.limit_s, module, architecture))
+        print(markdown(rows[-1]), file=sys.stderr, flush=True)
+    if arguments.out:
+        command = " ".join(["python", *sys.argv])
+        Path(arguments.out).write_text(page(rows, command))
+    print(f"{sum(row.passed for row in rows)} of {len(rows)} pass", file=sys.stderr)
+
+
+def choices(only: list[str]) -> Iterator[tuple[str, str]]:
+    """(module, architecture): the smallest of each module."""
+    for module, names in sorted(_module_to_models.items()):
+        if only and module not in only:
+            continue
+        if sized := [(rank, name) for name in sorted(names) if (rank := _rank(name))]:
+            yield module, min(sized)[1]
+
+
+def _rank(name: str) -> tuple[bool, int] | None:
+    """(larger than LARGEST, parameters); None for toys and for aliases without a configuration."""
+    config = timm.get_pretrained_cfg(name)
+    if name.startswith("test_") or config is None:
+        return None
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        model = timm.create_model(name)
+    return max(config.input_size) > LARGEST, sum(p.numel() for p in model.parameters())
+
+
+def within(limit_s: float, module: str, architecture: str) -> Row:
+    """The row of a model, made in a process that is ended after ``limit_s`` seconds."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(examine(module, architecture)))
+    process.start()
+    sender.close()
+    try:
+        row = receiver.recv() if receiver.poll(limit_s) else None
+    except EOFError:
+        row = Row(module, architecture, error="the process ended early: out of memory?")
+    process.kill()
+    process.join()
+    return row or Row(module, architecture, error=f"not done within {limit_s:.0f} s")
+
+
+def examine(module: str, architecture: str) -> Row:
+    """The row of a model; an exception becomes its error."""
+    warnings.simplefilter("ignore")
+    row = Row(module, architecture)
+    try:
+        torch.manual_seed(0)
+        model = timm.create_model(architecture)
+        images = fitting(model)
+        row = replace(row, pixels=images.shape[-1])
+        start = time.perf_counter()
+        found = units(model, images)
+        proofs = list(check(model, images, found))
+        seconds = time.perf_counter() - start
+        row = replace(
+            row,
+            word=spell(found),
+            units=len(found),
+            read=sum(bool(unit.after and unit.after.layout) for unit in found),
+            removable=sum(bool(unit.branch) for unit in found),
+            identity=sum(unit.identity for unit in found),
+            proven=sum(proof is True for _, proof in proofs),
+            refuted=sum(proof is False for _, proof in proofs),
+            seconds=seconds,
+        )
+        return replace(row, **compared(model, images, found))
+    except Exception as error:
+        if os.environ.get("COVERAGE_RAISE"):
+            raise
+        return replace(row, error=f"{type(error).__name__}: {error}"[:160])
+
+
+def fitting(model: nn.Module) -> Tensor:
+    """An image of the model's own size, or a smaller one if that is large and the model takes it."""
+    own = model.default_cfg["input_size"]
+    sides = [own[-1]] if own[-1] <= LARGEST else [256, 224, own[-1]]
+    for side in sides:
+        images = torch.randn(1, own[0], side, side, generator=torch.Generator().manual_seed(1))
+        try:
+            with evaluating(model), torch.no_grad():
+                model(images)
+        except Exception:
+            if side == sides[-1]:
+                raise
+            continue
+        return images
+    raise AssertionError
+
+
+def compared(model: nn.Module, images: Tensor, found: list[Any]) -> dict[str, int]:
+    """The maps that timm gives, beside those that Backlight reads."""
+    if not hasattr(model, "forward_intermediates"):
+        return {}
+    taps, ours = places(found), {}
+
+    def keep(i: int, activation: Tensor) -> None:
+        ours[i] = grid(activation, taps[i].layout).clone()
+
+    with evaluating(model), torch.no_grad():
+        with reading(model, taps, keep):
+            model(images)
+        try:
+            theirs = model.forward_intermediates(images, norm=False, output_fmt="NCHW", intermediates_only=True)
+        except Exception:
+            return {}
+    same = [any(torch.equal(our, their) for our in ours.values()) for their in theirs]
+    moved = [any(_same_numbers(our, their) for our in ours.values()) for their in theirs]
+    return {
+        "timm": len(theirs),
+        "agreed": sum(same),
+        "contradicted": sum(b and not a for a, b in zip(same, moved, strict=True)),
+    }
+
+
+def _same_numbers(a: Tensor, b: Tensor) -> bool:
+    return a.numel() == b.numel() and torch.equal(a.flatten().sort().values, b.flatten().sort().values)
+
+
+def page(rows: list[Row], command: str) -> str:
+    """docs/coverage.md."""
+    passing = sum(row.passed for row in rows)
+    reasons = Counter(row.why for row in rows if not row.passed)
+    return "\n".join(
+        [
+            "# Coverage",
+            "",
+            f"Of timm's {len(rows)} model modules **{passing} pass the check**, with one architecture of each: the smallest,",
+            "with random weights.  [benchmarks/coverage.py](../benchmarks/coverage.py) wrote this page and says what the",
+            "columns mean; [units.md](units.md) says what a unit is.",
+            "",
+            f"torch {torch.__version__}, timm {timm.__version__}, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores:",
+            f"`{command}`",
+            "",
+            *(f"- {count} × {reason}" for reason, count in reasons.most_common()),
+            "",
+            "| module | architecture | px | word | units | read | removable | proven | timm agrees | s | |",
+            "|---|---|--:|---|--:|--:|--:|--:|--:|--:|---|",
+            *map(markdown, rows),
+            "",
+        ]
+    )
+
+
+def markdown(row: Row) -> str:
+    agreed = "" if row.timm < 0 else f"{row.agreed}/{row.timm}"
+    cells = [
+        row.module,
+        row.architecture,
+        row.pixels,
+        f"`{shortened(row.word)}`" if row.word else "",
+        row.units,
+        row.read,
+        row.removable,
+        f"{row.proven}/{row.identity}",
+        agreed,
+        f"{row.seconds:.1f}",
+        "pass" if row.passed else row.why,
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def shortened(word: str) -> str:
+    """Repeats counted.
+
+    >>> shortened("amamamam cc")
+    '(am)4 cc'
+    """
+    return " ".join(_folded(stage) for stage in word.split(" "))
+
+
+def _folded(stage: str) -> str:
+    for length in range(1, 9):
+        for start in range(len(stage) - 2 * length + 1):
+            part = stage[start : start + length]
+            times = 1
+            while stage[start + times * length :].startswith(part):
+                times += 1
+            if times > 1 and times * length > 5:
+                once = part if length == 1 else f"({part})"
+                after = stage[start + times * length :]
+                return _folded(stage[:start]) + f"{once}{times}" + _folded(after)
+    return stage
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=[], metavar="MODULE")
+    parser.add_argument("--limit-s", type=float, default=300)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", help="write the page here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,519 @@
+"""The command line: every command is a library function whose model and data are given by name.
+
+Results go to standard output, progress and complaints to standard error.  Nothing here imports torch before a command
+runs, so that help and a wrong argument answer at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from . import __version__
+from .analyses import ANALYSES
+from .errors import UserError, did_you_mean
+from .setup import Setup
+
+app = typer.Typer(
+    name="backlight",
+    help="See how a vision model works: Park & Kim's analyses for any model, one command a figure.",
+    epilog="Example: backlight fourier resnet50 --data fashion --limit 200 --out runs",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+#: What is wrong with the arguments.  Taken from a public descendant: typer brings click under one name or another.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model by name; see: backlight models --help.")]
+Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models by name; see: backlight models --help.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of CSV.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results made with other settings.")]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Save rows, figure and evidence here; a re-run goes on.")]
+Pretrained = Annotated[bool, typer.Option(help="The trained weights, or random ones.")]
+Places = Annotated[list[str] | None, typer.Option(metavar="MODULE", help="Read this module instead of units; repeatable.")]
+
+#: The options that all analyses share; their defaults are the library's.
+SHARED = {
+    "data": Annotated[str, typer.Option(help="A data set by name, or a folder; see: backlight data --help.")],
+    "data_root": Annotated[str | None, typer.Option(metavar="DIR", help="Where named data sets lie.")],
+    "download": Annotated[bool, typer.Option("--download", help="Allow downloading the data.")],
+    "split": Annotated[str, typer.Option(help="train or test.")],
+    "limit": Annotated[int | None, typer.Option(min=1, metavar="N", help="A stratified subset of N images.")],
+    "seed": Annotated[int, typer.Option(min=0, help="For subset, bootstrap and random weights.")],
+    "batch_size": Annotated[int, typer.Option(min=1)],
+    "device": Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")],
+    "dtype": Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")],
+    "workers": Annotated[int | None, typer.Option(min=0, help="Processes that decode images.")],
+    "resamples": Annotated[int, typer.Option(min=1, help="Bootstrap resamples behind each interval.")],
+    "pretrained": Pretrained,
+}
+
+
+@app.callback()
+def backlight_command(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=lambda asked: asked and show_version())] = False,
+) -> None:
+    pass
+
+
+def show_version() -> None:
+    print(f"backlight {__version__}")
+    raise typer.Exit
+
+
+def shares_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the shared options; it receives them together as its first argument, a Setup."""
+    defaults = {field.name: field.default for field in fields(Setup)}
+    hints = get_type_hints(command, include_extras=True)
+    own = [p.replace(annotation=hints[p.name]) for p in inspect.signature(command).parameters.values()][1:]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    shared = [inspect.Parameter(n, keyword, default=defaults[n], annotation=hint) for n, hint in SHARED.items()]
+
+    @functools.wraps(command)
+    def with_setup(*args: Any, **options: Any) -> None:
+        setup = Setup(**{name: options.pop(name) for name in SHARED}, at=tuple(options.pop("at", None) or ()))
+        command(setup, *args, **options)
+
+    with_setup.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    with_setup.__annotations__ = {p.name: hints[p.name] for p in own} | SHARED
+    return with_setup
+
+
+# --- the analyses
+
+
+def analysis(name: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register an analysis's command, its help the analysis's question."""
+    return app.command(name, help=f"{ANALYSES[name]}\n\nExample: backlight {name} {example}")
+
+
+@analysis("fourier", "resnet50 vit_tiny_patch16_224 --data imagenet --data-root ~/imagenet --limit 500 --out runs")
+@shares_options
+def fourier_command(
+    setup: Setup,
+    models: Models,
+    *,
+    at: Places = None,
+    radial: Annotated[bool, typer.Option("--radial", help="Average over directions instead of the diagonal.")] = False,
+    paper: Annotated[bool, typer.Option("--paper", help="The authors' bins, which stop short of π.")] = False,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    measure("fourier", {"radial": radial, "paper": paper}, models, setup, out, overwrite, as_json, quiet)
+
+
+@analysis("variance", "demo-vit --data fashion --limit 500")
+@shares_options
+def variance_command(
+    setup: Setup,
+    models: Models,
+    *,
+    at: Places = None,
+    over: Annotated[str, typer.Option(help="space (the paper) or samples.")] = "space",
+    normalise: Annotated[bool, typer.Option("--normalise", help="Divide by the stream's mean square.")] = False,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    measure("variance", {"over": over, "normalise": normalise}, models, setup, out, overwrite, as_json, quiet)
+
+
+@analysis("lesion", "demo-alternet --data fashion --limit 500 --out runs")
+@shares_options
+def lesion_command(
+    setup: Setup,
+    models: Models,
+    *,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    measure("lesion", {}, models, setup, out, overwrite, as_json, quiet)
+
+
+@analysis("calibration", "demo-cnn demo-vit --data fashion")
+@shares_options
+def calibration_command(
+    setup: Setup,
+    models: Models,
+    *,
+    bins: Annotated[int, typer.Option(min=1, help="Bins of the reliability diagram and of ECE.")] = 10,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    measure("calibration", {"bins": bins}, models, setup, out, overwrite, as_json, quiet)
+
+
+def measure(
+    name: str,
+    settings: Mapping[str, Any],
+    models: Sequence[str],
+    setup: Setup,
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run one analysis of each model and print its rows."""
+    from .study import run_study
+
+    cells = run_study(models, {name: settings}, setup, out, keep_going=False, overwrite=overwrite, watch=watching(quiet))
+    results = [cell.result for cell in cells if cell.result]
+    if as_json:
+        keys = ("model", "analysis", "claims", "evidence")
+        print_json([{key: getattr(r, key) for key in keys} | {"rows": r.rows()} for r in results])
+    else:
+        print_csv([row for result in results for row in result.rows()])
+
+
+# --- models x analyses
+
+
+@app.command("study", help="Run analyses of models into one folder.\n\nExample: backlight study --models demo-cnn demo-vit --out runs")
+@shares_options
+def study_command(
+    setup: Setup,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A TOML file with the same words as the flags.")] = None,
+    *,
+    models: Annotated[list[str] | None, typer.Option(metavar="MODEL...")] = None,
+    analyses: Annotated[list[str] | None, typer.Option(metavar="ANALYSIS...", help="Default: all.")] = None,
+    at: Places = None,
+    out: Out = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and stop.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    from .study import run_study
+
+    if file is not None:
+        models, analyses, out, setup = read_plan(file, models, analyses, out, setup)
+    if not models:
+        raise UserError("a study needs models: --models NAME NAME ...")
+    if out is None:
+        raise UserError("a study needs a folder for its results: --out DIR")
+    asked: dict[str, dict[str, Any]] = {name: {} for name in analyses or ANALYSES}
+    for name in asked:
+        if name not in ANALYSES:
+            raise UserError(f"no analysis is called {name!r}{did_you_mean(name, ANALYSES)}")
+    if plan:
+        print_csv([{"model": model, "analysis": name, "out": str(out)} for model in models for name in asked])
+        return
+    failed = 0
+    for cell in run_study(models, asked, setup, out, overwrite=overwrite, watch=watching(quiet)):
+        failed += bool(cell.error)
+        if not quiet or cell.error:
+            state = f"failed: {cell.error}" if cell.error else "there already" if cell.skipped else "done"
+            say(f"{cell.model} {cell.analysis}: {state}")
+    say(f"{out} is written; next: backlight report {out}")
+    if failed:
+        say(f"{failed} of {len(models) * len(asked)} cells failed; the same command tries them again")
+        raise SystemExit(5)
+
+
+@app.command("report", help="Write one HTML page about a folder of results.\n\nExample: backlight report runs")
+def report_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: FOLDER/report.html.")] = None,
+) -> None:
+    from .report import write_report
+
+    print(write_report(folder, out))
+
+
+@app.command("demo", help="Analyse three small trained models on real images and write a page.\n\nExample: backlight demo --out demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(metavar="DIR")] = Path("demo"),
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Fewer images, sooner done.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    from .models.zoo import list_names
+    from .report import write_report
+    from .study import run_study
+
+    models = list_names()["demo"]
+    for model in models:
+        print(f"{model}: {summary_of(model)}", flush=True)
+    asked: dict[str, dict[str, Any]] = {name: {} for name in ANALYSES}
+    for cell in run_study(models, asked, Setup(limit=limit), out, keep_going=False, watch=watching(quiet)):
+        if not quiet:
+            say(f"{cell.model} {cell.analysis}: {'there already' if cell.skipped else 'done'}")
+    print(write_report(out))
+
+
+# --- one model
+
+
+@app.command("units", help="The residual units of a model.\n\nExample: backlight units vit_tiny_patch16_224 --no-pretrained --check")
+def units_command(
+    model: Model,
+    prove: Annotated[bool, typer.Option("--check", help="Silence each unit and compare the stream.")] = False,
+    at: Places = None,
+    pretrained: Pretrained = True,
+    as_json: AsJson = False,
+) -> None:
+    from .anatomy import check, spell
+
+    network, images, found = anatomy_of(model, pretrained, at)
+    if not found:
+        raise UserError(f"{model} has no residual units: name modules to read with --at MODULE")
+    proof = {unit.index: said for unit, said in check(network, images, found)} if prove else {}
+    spoken = {True: "equal", False: "CHANGED", None: "-"}
+    rows = [
+        {"unit": u.index, "kind": u.kind, "stage": u.stage, "module": u.module, "shape": " ".join(map(str, u.shape))}
+        | {"skip": "identity" if u.identity else "other", "removable": "yes" if u.branch else "no"}
+        | ({"check": spoken[proof[u.index]]} if prove else {})
+        for u in found
+    ]
+    if as_json:
+        print_json({"model": model, "word": spell(found), "units": rows})
+    else:
+        print(f"{model}: {spell(found)}")
+        print_table(rows)
+    if prove:
+        proven, wrong = list(proof.values()).count(True), list(proof.values()).count(False)
+        say(f"{proven} units proven by silence, {wrong} changed the stream, {len(found) - proven - wrong} with another skip;")
+        say("the model's output is bit-identical afterwards")
+        if wrong:
+            raise SystemExit(3)
+
+
+def anatomy_of(model: str, pretrained: bool, at: Sequence[str] | None = None) -> tuple[Any, Any, list[Any]]:
+    """A model, noise of the size of its images, and its units."""
+    import torch
+
+    from .anatomy import units
+    from .data import preprocessing
+    from .models.zoo import load_model
+
+    network = load_model(model, pretrained=pretrained)
+    images = torch.randn(2, *preprocessing(network)["input_size"], generator=torch.Generator().manual_seed(0))
+    return network, images, units(network, images, at=at)
+
+
+def summary_of(model: str) -> str:
+    """A model in a line: its word and size."""
+    from .anatomy import spell
+
+    network, _, found = anatomy_of(model, pretrained=True)
+    return f"{spell(found)} ({len(found)} units, {sum(p.numel() for p in network.parameters()):,} parameters)"
+
+
+@app.command(
+    "train",
+    help="Train a model and save it where the zoo finds it again.\n\n"
+    "Example: backlight train 'word:ccc cca?block=basic&dim=16&stem=cifar&in_chans=1' --data fashion --out runs/mine",
+)
+def train_command(
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder that will hold the model.")],
+    data: Annotated[str, typer.Option(help="A data set of small images of one size.")] = "fashion",
+    recipe: Annotated[str, typer.Option(help="See: backlight recipes.")] = "fashion",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Train on a stratified subset.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option()] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads: the last digits depend on them.")] = None,
+    data_root: Annotated[str | None, typer.Option(metavar="DIR")] = None,
+    download: Annotated[bool, typer.Option("--download")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    from dataclasses import replace
+
+    from .recipes import recipe as named
+    from .training import train_to_folder
+
+    given = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
+    chosen = replace(named(recipe), **{name: value for name, value in given.items() if value is not None})
+    if (out / "model.json").exists() and not overwrite:
+        raise UserError(f"{out} holds a model already: choose another --out, or --overwrite")
+    for line in train_to_folder(
+        model, out, chosen, data=data, limit=limit, seed=seed, device=device, threads=threads, data_root=data_root, download=download
+    ):
+        if not quiet:
+            say(line)
+    print(out)
+
+
+# --- what there is
+
+
+@app.command("models", help="The models that can be named.\n\nExample: backlight models 'resnet*'")
+def models_command(pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern.")] = "", as_json: AsJson = False) -> None:
+    """Spellings: a timm name, NAME?img_size=32, torchvision:NAME, hf:ORG/NAME, a folder, package.module:factory, word:ccc cca."""
+    from .models.zoo import list_names
+
+    found = list_names(pattern)
+    if as_json:
+        print_json(found)
+        return
+    print_csv([{"source": source, "model": name} for source, names in found.items() for name in names])
+
+
+@app.command("data", help="The data sets that can be named.\n\nExample: backlight data")
+def data_command(as_json: AsJson = False) -> None:
+    from .data import NAMES
+
+    print_described(NAMES, "data", as_json)
+
+
+@app.command("analyses", help="The analyses and what each asks.\n\nExample: backlight analyses")
+def analyses_command(as_json: AsJson = False) -> None:
+    print_described(ANALYSES, "analysis", as_json)
+
+
+@app.command("recipes", help="The training recipes and their settings.\n\nExample: backlight recipes --json")
+def recipes_command(as_json: AsJson = False) -> None:
+    from dataclasses import asdict
+
+    from .recipes import RECIPES
+
+    rows = [{"recipe": name} | asdict(recipe) for name, recipe in RECIPES.items()]
+    print_json(rows) if as_json else print_table(rows)
+
+
+@app.command("doctor", help="What Backlight finds on this machine.\n\nExample: backlight doctor")
+def doctor_command(as_json: AsJson = False) -> None:
+    from .doctor import findings
+
+    found = findings()
+    print_json(found) if as_json else print_table([{"what": what, "found": value} for what, value in found.items()])
+
+
+# --- printing
+
+
+def watching(quiet: bool) -> Callable[[Any, str], Any]:
+    from .progress import Watched
+
+    return (lambda data, what: data) if quiet else Watched
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def print_json(value: Any) -> None:
+    from .result import plain
+
+    print(json.dumps(plain(value), indent=1, ensure_ascii=False))
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows in aligned columns."""
+    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def print_described(known: Mapping[str, str], what: str, as_json: bool) -> None:
+    rows = [{what: name, "about": text} for name, text in known.items()]
+    print_json(rows) if as_json else print_table(rows)
+
+
+# --- the way in and out
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 a user's mistake, 3 a gate failed, 4 not to be had, 5 some cells failed, 130 stopped."""
+    try:
+        command = typer.main.get_command(app)
+        code = command.main(list(repeated(sys.argv[1:] if argv is None else argv)), prog_name="backlight", standalone_mode=False)
+    except UserError as error:
+        fail(str(error), error.exit_code)
+    except UsageError as error:
+        fail(*refusal(error))
+    except (KeyboardInterrupt, typer.Abort):
+        fail("stopped; what was finished is kept, and the same command goes on from there", 130)
+    except BrokenPipeError:  # backlight ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def refusal(error: Any) -> tuple[str, int]:
+    """What is wrong with the arguments, and where help is; bare ``backlight`` shows the help itself."""
+    context = error.ctx
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return context.get_help(), 2
+    option = getattr(error, "param", None)
+    name = f"{option.opts[0]}: " if option is not None and option.opts[0].startswith("-") else ""
+    text = error.format_message().rstrip(".").replace("\n", " ")
+    return f"{'' if name and name[:-2] in text else name}{text}; see: {context.command_path} --help", 2
+
+
+def fail(sentence: str, code: int) -> None:
+    say(f"backlight: {sentence}")
+    sys.exit(code)
+
+
+def repeated(argv: Sequence[str]) -> Iterator[str]:
+    """``--models A B C`` as click wants it: the option before each value.
+
+    >>> list(repeated(["study", "--models", "a", "b", "--out", "c"]))
+    ['study', '--models', 'a', '--models', 'b', '--out', 'c']
+    """
+    option: str | None = None
+    fresh = False
+    for word in argv:
+        if word.startswith("-"):
+            option, fresh = (word, True) if word in ("--models", "--analyses") else (None, False)
+        elif option and not fresh:
+            yield option
+        else:
+            fresh = False
+        yield word
+
+
+def read_plan(
+    file: Path, models: Any, analyses: Any, out: Path | None, setup: Setup
+) -> tuple[list[str], list[str] | None, Path | None, Setup]:
+    """A study's flags from a TOML file; flags given on the command line come first."""
+    import tomllib
+    from dataclasses import replace
+
+    try:
+        told = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not TOML: {error}") from error
+    known = {field.name for field in fields(Setup)} | {"models", "analyses", "out"}
+    for key in told:
+        if key not in known:
+            raise UserError(f"{file}: there is no setting {key!r}{did_you_mean(key, known)}")
+    default = Setup()
+    from_file = {k: tuple(v) if k == "at" else v for k, v in told.items() if k not in ("models", "analyses", "out")}
+    kept = {k: v for k, v in from_file.items() if getattr(setup, k) == getattr(default, k)}
+    place = out or (Path(told["out"]) if "out" in told else None)
+    return models or told.get("models", []), analyses or told.get("analyses"), place, replace(setup, **kept)

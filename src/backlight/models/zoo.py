@@ -1,0 +1,188 @@
+"""Every model by its name: timm's, ours, torchvision's, Hugging Face's, a checkpoint, a folder, a function.
+
+The spellings are those of the command line's MODEL; docs/models.md shows one of each.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg, is_model, is_model_pretrained
+from timm.models._registry import get_arch_pretrained_cfgs
+from torch import nn
+
+from ..errors import Unavailable, UserError, did_you_mean
+from .alternet import CIFAR_100, IMAGENET, AlterNet
+from .factory import from_factory
+from .hub import hub_or_cache, refuse_unreachable
+from .hugging_face import from_hugging_face
+from .official import alternet_from, official_arguments
+from .preprocessing import preprocessing_of, resized, with_preprocessing
+from .saved import bundled_names, describe, load_weights, save_model, saved_folder
+from .spelling import Spelling, blaming_arguments, parse
+from .torchvision_models import from_torchvision, torchvision_names
+
+__all__ = ["list_names", "load_model", "save_model"]
+
+RANDOM = "use --no-pretrained for random weights"
+
+
+def load_model(spec: str, *, pretrained: bool = True, num_classes: int | None = None, seed: int = 0) -> nn.Module:
+    """The model that ``spec`` spells, in eval mode, with its preprocessing as ``pretrained_cfg`` where it is known.
+
+    pretrained=False: weights from the generator ``seed``, the same every time; the caller's generator is untouched.
+    num_classes: another number of outputs, with a fresh last layer.
+    Errors: UserError for a spelling, name or argument that is wrong, Unavailable for weights that are not to be had.
+
+    >>> load_model("word:cc ca?dim=8&stem=cifar", pretrained=False, num_classes=10).num_classes
+    10
+    """
+    spelling = parse(spec)
+    asked = spelling.arguments.pop("num_classes", num_classes)
+    if num_classes not in (None, asked):
+        raise UserError(f"{spec} and num_classes={num_classes} disagree")
+    if "pretrained" in spelling.arguments:
+        raise UserError(f"pretrained is no argument of {spelling}; {RANDOM}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return built(spelling, pretrained=pretrained, num_classes=asked).eval()
+
+
+def list_names(pattern: str = "") -> dict[str, list[str]]:
+    """The names that `load_model` knows, a list a source: those that match ``pattern`` or have it in them."""
+    wanted = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
+    ours = timm.list_models(module="alternet")
+    names = {
+        "ours": ours,
+        "demo": bundled_names(),
+        "timm": [name for name in timm.list_models() if name not in ours],
+        "torchvision": [f"torchvision:{name}" for name in torchvision_names()],
+    }
+    return {source: [name for name in known if fnmatch.fnmatch(name, wanted)] for source, known in names.items()}
+
+
+def built(spelling: Spelling, *, pretrained: bool, num_classes: int | None) -> nn.Module:
+    """The model of any source.  A registered name comes before a folder of that name: write ./NAME for the folder."""
+    name = spelling.name
+    if spelling.source:
+        return BUILDERS[spelling.source](spelling, pretrained=pretrained, num_classes=num_classes)
+    if is_model(name):
+        return from_timm(spelling, pretrained=pretrained, num_classes=num_classes)
+    if folder := saved_folder(name):
+        return from_folder(spelling, folder, pretrained=pretrained, num_classes=num_classes)
+    if ":" in name:
+        return from_factory(spelling, num_classes=num_classes)
+    if os.path.isdir(name):
+        raise UserError(f"{name} is a folder without model.json; if timm wrote it, say local-dir:{name}")
+    if os.sep in name:
+        raise Unavailable(f"there is no folder {name}")
+    known = [known for names in list_names().values() for known in names]
+    raise UserError(f"there is no model {name!r}{did_you_mean(name, known) or '; `backlight models` lists the names'}")
+
+
+def from_timm(spelling: Spelling, *, pretrained: bool, num_classes: int | None) -> nn.Module:
+    """A registered model, ours included, or one that timm saved to a folder or to the hub."""
+    arguments = {**spelling.arguments, **({} if num_classes is None else {"num_classes": num_classes})}
+    if spelling.source == "local-dir" and not Path(spelling.name).is_dir():
+        raise Unavailable(f"there is no folder {spelling.name}")
+    if not spelling.source:
+        refuse_unknown_tag(spelling.name)
+        if pretrained:
+            refuse_without_weights(spelling.name)
+    needed = "weights" if pretrained else "configuration"
+    with hub_or_cache(str(spelling), needed=needed), blaming_arguments(spelling):
+        try:
+            model = timm.create_model(str(spelling), pretrained=pretrained, **arguments)
+        except TypeError as error:
+            if "'img_size'" not in str(error) or "img_size" not in arguments:
+                raise
+            del arguments["img_size"]  # the model takes any size: only the preprocessing needs to know
+            model = timm.create_model(str(spelling), pretrained=pretrained, **arguments)
+    return resized(model, spelling.arguments)
+
+
+def from_folder(spelling: Spelling, folder: Path, *, pretrained: bool, num_classes: int | None) -> nn.Module:
+    """A model that `save_model` wrote, or the same architecture with random weights."""
+    if spelling.arguments:
+        raise UserError(f"a saved model takes no arguments: {spelling} is as {folder / 'model.json'} says")
+    description = describe(folder)
+    origin = parse(description["model"])
+    if not origin.source and not is_model(origin.name) and saved_folder(origin.name):
+        raise UserError(f"{folder / 'model.json'} names another folder, {origin}, and no model")
+    saved_classes = description["num_classes"]
+    model = built(origin, pretrained=False, num_classes=saved_classes if num_classes is None else num_classes)
+    if pretrained:
+        load_weights(model, folder, new_head=num_classes not in (None, saved_classes))
+    told = {name: tuple(x) if isinstance(x, list) else x for name, x in description.get("preprocessing", {}).items()}
+    return with_preprocessing(model, preprocessing_of(model) | told | {"num_classes": saved_classes}) if told else model
+
+
+def from_word(spelling: Spelling, *, pretrained: bool, num_classes: int | None) -> nn.Module:
+    """An AlterNet, its arguments after the question mark; ``img_size`` is for the preprocessing alone."""
+    if pretrained:
+        raise Unavailable(f"{spelling} is only a design and has no weights; {RANDOM}, or train it")
+    arguments = {name: value for name, value in spelling.arguments.items() if name != "img_size"}
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    with blaming_arguments(spelling, inspect.signature(AlterNet).parameters):
+        model = AlterNet(spelling.name, **arguments)
+    base = CIFAR_100 if arguments.get("stem") == "cifar" else IMAGENET
+    return resized(with_preprocessing(model, base | {"num_classes": model.num_classes}), spelling.arguments)
+
+
+def from_official(spelling: Spelling, *, pretrained: bool, num_classes: int | None) -> nn.Module:
+    """The AlterNet in a checkpoint of the authors' repository; its file may hold tensors and nothing else."""
+    if spelling.arguments:
+        raise UserError(f"a checkpoint takes no arguments: {spelling} says itself what it is")
+    try:
+        checkpoint = torch.load(spelling.name, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise Unavailable(f"{spelling.name} cannot be read: {error.strerror or error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{spelling.name} is no checkpoint that holds tensors alone, and so is not loaded") from error
+    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
+    tensors = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    try:
+        model = alternet_from(tensors) if pretrained else AlterNet(**official_arguments(tensors))
+    except UserError as error:
+        raise UserError(f"{spelling.name} is {error}") from error
+    if num_classes not in (None, model.num_classes):
+        model.reset_classifier(num_classes)
+    base = CIFAR_100 if model.feature_info[0]["reduction"] == 1 else IMAGENET
+    return with_preprocessing(model, base | {"num_classes": model.num_classes})
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "torchvision": from_torchvision,
+    "hf": from_hugging_face,
+    "hf-hub": from_timm,
+    "local-dir": from_timm,
+    "official": from_official,
+    "word": from_word,
+}
+
+
+def refuse_unknown_tag(name: str) -> None:
+    """Raise UserError for weights that timm does not know, such as resnet50.imagenet."""
+    architecture, _, tag = name.partition(".")
+    known = [full.partition(".")[2] for full in get_arch_pretrained_cfgs(architecture)]
+    if tag and tag not in known:
+        raise UserError(f"{architecture} has no weights {tag!r}, only {', '.join(known)}{did_you_mean(tag, known)}")
+
+
+def refuse_without_weights(name: str) -> None:
+    """Raise Unavailable where there are no pretrained weights, or none within reach."""
+    if not is_model_pretrained(name):
+        raise Unavailable(f"there are no pretrained weights for {name}; {RANDOM}, or train it")
+    cfg = get_pretrained_cfg(name)
+    if cfg and cfg.hf_hub_id:
+        refuse_unreachable(name, repository=cfg.hf_hub_id)
+    elif cfg and isinstance(cfg.url, str):
+        refuse_unreachable(name, url=cfg.url)

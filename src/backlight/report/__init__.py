@@ -1,0 +1,50 @@
+"""A folder of results -> one HTML page that needs nothing else: no network, no fonts, no server.
+
+The page is a template filled with sentences and tables, one JSON of the numbers, one script that draws the charts from it,
+and Plotly, once.  The same folder gives the same bytes.  An analysis gets its own section by a file in ``sections/``.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from ..errors import UserError
+from .folder import read
+from .page import html
+
+__all__ = ["write_report"]
+
+#: A page must open on a phone and fit in a mail; half of it is Plotly.
+LARGEST = 10_000_000
+
+
+def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a study's folder, or of any folder of saved results, and return where: ``FOLDER/report.html``.
+
+    Errors: UserError if there is no such folder, no result in it, or more than a page can hold.
+    """
+    folder = Path(folder)
+    page = html(read(folder)).encode()
+    if len(page) >= LARGEST:
+        raise UserError(f"the page of {folder} would be {len(page) / 1e6:.0f} MB; report fewer models at a time")
+    return _written(page, Path(out) if out is not None else folder / "report.html")
+
+
+def _written(page: bytes, path: Path) -> Path:
+    """The path, holding all of the page or what it held before."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(page)
+            Path(draft).chmod(0o644)
+            os.replace(draft, path)
+        except BaseException:
+            Path(draft).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another --out") from error
+    return path

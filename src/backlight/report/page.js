@@ -1,0 +1,392 @@
+"use strict";
+// Draws the charts of a Backlight page from its one JSON, and lets readers switch models on and off.  In this order:
+// the numbers, colours and words; a function for each kind of chart; the controls.
+(() => {
+  const page = JSON.parse(document.getElementById("data").textContent);
+  const models = page.models.map((model, index) => ({ ...model, index, shown: true }));
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+
+  // --- numbers
+
+  const unfolded = new Map();
+
+  /** The rows of a table for one model, none where the analysis was not made. */
+  function rowsOf(table, model) {
+    const key = `${table} ${model.index}`;
+    if (!unfolded.has(key)) {
+      const columns = page.tables[table][model.index] ?? {};
+      const names = Object.keys(columns);
+      const count = names.length ? columns[names[0]].length : 0;
+      const row = (i) => Object.fromEntries(names.map((name) => [name, columns[name][i]]));
+      unfolded.set(key, Array.from({ length: count }, (_, i) => row(i)));
+    }
+    return unfolded.get(key);
+  }
+
+  /** Rows that follow each other and agree in `column`, together. */
+  function grouped(rows, column) {
+    const groups = [];
+    for (const row of rows) {
+      if (groups.length && groups.at(-1)[0][column] === row[column]) groups.at(-1).push(row);
+      else groups.push([row]);
+    }
+    return groups;
+  }
+
+  const scaled = (value, scale) => (value === null || value === undefined ? null : value * scale);
+  const pick = (rows, column, scale) => rows.map((row) => scaled(row[column], scale));
+
+  /** The lengths of error bars for Plotly. */
+  function errors(rows, chart, style) {
+    const value = pick(rows, chart.y, chart.scale);
+    const high = pick(rows, `${chart.y}_high`, chart.scale).map((end, i) => Math.max(0, end - value[i]));
+    const low = pick(rows, `${chart.y}_low`, chart.scale).map((end, i) => Math.max(0, value[i] - end));
+    return { type: "data", symmetric: false, array: high, arrayminus: low, ...style };
+  }
+
+  // --- words and colours
+
+  /** Text for Plotly, which reads a little HTML. */
+  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+  function figure(value) {
+    if (value === null || value === undefined) return "–";
+    const size = Math.abs(value);
+    const text = size && (size < 1e-3 || size >= 1e6) ? value.toExponential(2) : String(Number(value.toPrecision(3)));
+    return text.replaceAll("-", "−");
+  }
+
+  const shorter = (text, most) => (text.length > most ? `${text.slice(0, Math.max(1, most - 1))}…` : text);
+  const letterOf = (kind) => (page.signs[kind] ?? page.signs.other).letter;
+  const symbolOf = (kind) => (page.signs[kind] ?? page.signs.other).symbol;
+
+  /** What the mark under the pointer is: the model, the unit, its number with its interval. */
+  function named(model, row, chart) {
+    const [value, low, high] = ["", "_low", "_high"].map((end) => scaled(row[chart.y + end], chart.scale));
+    const unit = row.unit < 0 ? row.kind : `unit ${row.unit} · ${row.kind} · stage ${row.stage + 1}`;
+    const at = row.frequency === undefined ? "" : ` at ${figure(row.frequency)}π`;
+    const size = row.height ? ` · ${row.height} × ${row.width}` : "";
+    return `<b>${plain(model.name)}</b><br>${plain(unit)}<br>${plain(row.module)}${size}<br>` +
+      `${figure(value)} [${figure(low)}, ${figure(high)}]${at}`;
+  }
+
+  /** The colours of the page as it is shown now: light, dark or on paper. */
+  function palette() {
+    const style = getComputedStyle(document.documentElement);
+    const of = (name) => style.getPropertyValue(`--${name}`).trim();
+    const colour = (text) => (text.startsWith("var(--") ? of(text.slice(6, -1)) : text);
+    return { of, kind: (kind) => of(page.signs[kind] ? kind : "other"), model: (model) => colour(model.colour) };
+  }
+
+  const channels = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+  const faint = (hex, share) => `rgba(${channels(hex).join(",")},${share})`;
+
+  /** A colour between the first unit's and the last's. */
+  function ramp(colours, share) {
+    const stops = [0, 1, 2, 3, 4].map((i) => channels(colours.of(`ramp-${i}`)));
+    const i = Math.min(3, Math.floor(share * 4));
+    const mixed = stops[i].map((from, k) => Math.round(from + (stops[i + 1][k] - from) * (share * 4 - i)));
+    return `rgb(${mixed.join(",")})`;
+  }
+
+  // --- what charts share
+
+  const INFO = { hoverinfo: "text", hovertemplate: "%{text}<extra></extra>", showlegend: false };
+  const QUIET = { hoverinfo: "skip", showlegend: false };
+
+  function sheet(colours, width, height) {
+    return {
+      width, height,
+      margin: { l: 8, r: 10, t: 12, b: 8 },
+      font: { family: colours.of("sans"), size: 12, color: colours.of("soft") },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      hovermode: "closest", showlegend: false,
+      dragmode: matchMedia("(pointer: fine)").matches ? "zoom" : false, // a finger scrolls the page
+      hoverlabel: { align: "left", bgcolor: colours.of("raised"), bordercolor: colours.of("line"), font: { color: colours.of("ink"), size: 13 } },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colours.of("soft"), activecolor: colours.of("ink") },
+      shapes: [], annotations: [],
+    };
+  }
+
+  const axis = (colours, more) => ({
+    gridcolor: colours.of("grid"), zerolinecolor: colours.of("line"), linecolor: colours.of("line"), automargin: true, ...more,
+  });
+
+  const heading = (text) => ({ text, standoff: 8, font: { size: 12 } });
+
+  /** Small charts, one a model, on one vertical axis.  `least`: pixels that one needs. */
+  function panels(colours, shown, chart, width, least, more) {
+    const most = Math.max(1, Math.min(shown.length, Math.floor(width / least)));
+    const lines = Math.ceil(shown.length / most);
+    const across = Math.ceil(shown.length / lines);
+    const top = chart.subtitles.length ? 46 : 28;
+    const left = 46, tall = 210, between = 16, below = 46;
+    const height = lines * (top + tall + below);
+    const layout = { ...sheet(colours, width, height), margin: { l: left, r: 8, t: 0, b: 0 } };
+    const wide = (width - left - 8 - (across - 1) * between) / across;
+    shown.forEach((model, i) => {
+      const column = i % across, line = Math.floor(i / across), tag = i ? i + 1 : "";
+      const from = (column * (wide + between)) / (width - left - 8);
+      const up = 1 - (line * (top + tall + below) + top) / height;
+      layout[`xaxis${tag}`] = axis(colours, { domain: [from, Math.min(1, from + wide / (width - left - 8))], anchor: `y${tag}`, automargin: false, ...more.x });
+      layout[`yaxis${tag}`] = axis(colours, {
+        domain: [Math.max(0, up - tall / height), up], anchor: `x${tag}`, automargin: false,
+        showticklabels: column === 0, ...(i ? { matches: "y" } : {}), ...more.y,
+      });
+      const name = `<b>${plain(shorter(model.name, Math.floor(wide / 7.5)))}</b>`;
+      const subtitle = chart.subtitles[model.index];
+      layout.annotations.push({
+        text: subtitle ? `${name}<br>${plain(shorter(subtitle, Math.floor(wide / 6)))}` : name,
+        xref: "paper", yref: "paper", x: from, y: up, xanchor: "left", yanchor: "bottom", yshift: 4,
+        showarrow: false, align: "left", font: { color: colours.of("ink") },
+      });
+    });
+    return layout;
+  }
+
+  // --- a function a kind of chart: (chart, its models, colours, width) -> what Plotly draws
+
+  const CHARTS = {
+    /** A number after each unit over normalised depth, a line a model, a symbol a kind. */
+    depth(chart, shown, colours, width) {
+      const data = [], front = [];
+      for (const model of shown) {
+        const rows = grouped(rowsOf(chart.table, model), "unit").map((unit) => unit.at(-1));
+        const depth = rows.map((_, i) => i / Math.max(1, rows.length - 1));
+        const value = pick(rows, chart.y, chart.scale);
+        const [low, high] = ["_low", "_high"].map((end) => pick(rows, chart.y + end, chart.scale).map((x, i) => x ?? value[i]));
+        const colour = colours.model(model);
+        const line = { color: colour, width: 2, dash: model.dash };
+        data.push({ ...QUIET, x: [...depth, ...[...depth].reverse()], y: [...high, ...low.reverse()], mode: "lines", line: { width: 0 }, fill: "toself", fillcolor: faint(colour, 0.16) });
+        data.push({ ...QUIET, x: depth, y: value, mode: "lines", opacity: 0.3, line: { ...line, width: 1.2 } });
+        let i = 0;
+        for (const stage of grouped(rows, "stage")) {
+          data.push({ ...QUIET, x: depth.slice(i, i + stage.length), y: value.slice(i, i + stage.length), mode: "lines", line });
+          i += stage.length;
+        }
+        const marker = {
+          size: width < 500 || rows.length > 40 ? 7 : 9, symbol: rows.map((row) => symbolOf(row.kind)), color: rows.map((row) => colours.kind(row.kind)),
+          line: { color: colours.of("paper"), width: 1 },
+        };
+        front.push({ ...INFO, x: depth, y: value, mode: "markers", marker, text: rows.map((row) => named(model, row, chart)) });
+      }
+      const layout = sheet(colours, width, Math.round(Math.min(430, Math.max(300, width * 0.6))));
+      layout.xaxis = axis(colours, { title: heading("Normalised depth"), range: [-0.025, 1.025], zeroline: false });
+      layout.yaxis = axis(colours, { type: chart.log ? "log" : "linear", ...(chart.log ? { dtick: "D2", exponentformat: "power" } : {}) });
+      return { data: [...data, ...front], layout };
+    },
+
+    /** A number against frequency, a panel a model, a curve a unit. */
+    curves(chart, shown, colours, width) {
+      const data = [];
+      let highest = 1;
+      shown.forEach((model, i) => {
+        const units = grouped(rowsOf(chart.table, model), "unit");
+        const last = units.length - 1;
+        units.forEach((rows, k) => {
+          const known = rows.filter((row) => row[chart.y] !== null);
+          if (!known.length) return;
+          const stem = rows[0].kind === "stem";
+          highest = Math.max(highest, ...known.map((row) => row.frequency));
+          data.push({
+            ...INFO, x: pick(known, "frequency", 1), y: pick(known, chart.y, chart.scale), xaxis: `x${i + 1}`, yaxis: `y${i + 1}`,
+            mode: known.length > 1 ? "lines" : "markers", line: { color: stem ? colours.of("stem") : ramp(colours, last ? k / last : 1), width: 1.7, dash: stem ? "dash" : "solid" },
+            text: known.map((row) => named(model, row, chart)),
+          });
+        });
+      });
+      const ticks = [0, 0.25, 0.5, 0.75, 1];
+      const x = { range: [0, highest], tickvals: ticks, ticktext: ["0", "", "0.5π", "", "π"], title: heading("Frequency") };
+      return { data, layout: panels(colours, shown, chart, width, 250, { x, y: { zeroline: true } }) };
+    },
+
+    /** A number a unit, a panel a model, under each bar the unit's letter. */
+    bars(chart, shown, colours, width) {
+      const units = shown.map((model) => rowsOf(chart.table, model).filter((row) => row.unit >= 0));
+      const least = Math.min(width, Math.max(250, 12 * Math.max(1, ...units.map((rows) => rows.length))));
+      const layout = panels(colours, shown, chart, width, least, { x: { showgrid: false }, y: { zeroline: true, zerolinecolor: colours.of("soft") } });
+      const data = [];
+      units.forEach((rows, i) => {
+        const places = rows.map((_, k) => k), colour = rows.map((row) => colours.kind(row.kind)), tag = i ? i + 1 : "";
+        const on = { xaxis: `x${i + 1}`, yaxis: `y${i + 1}`, x: places, y: pick(rows, chart.y, chart.scale), text: rows.map((row) => named(shown[i], row, chart)) };
+        data.push({ ...INFO, ...on, type: "bar", textposition: "none", marker: { color: colour, opacity: 0.45 }, width: 0.8 });
+        const error_y = errors(rows, chart, { color: colours.of("soft"), thickness: 1.2, width: 0 });
+        data.push({ ...INFO, ...on, mode: "markers", error_y, marker: { size: rows.length > 30 ? 5 : 7, color: colour, symbol: rows.map((row) => symbolOf(row.kind)) } });
+        const x = layout[`xaxis${tag}`];
+        const room = ((x.domain[1] - x.domain[0]) * width) / Math.max(1, rows.length);
+        Object.assign(x, { range: [-0.7, rows.length - 0.3], title: heading("Units, first to last") });
+        if (room >= 9) Object.assign(x, { tickvals: places, ticktext: rows.map((row) => letterOf(row.kind)), tickangle: 0, tickfont: { size: Math.min(12, room) } });
+        rows.forEach((row, k) => {
+          if (k && row.stage !== rows[k - 1].stage) {
+            layout.shapes.push({ type: "line", xref: `x${tag}`, yref: `y${tag} domain`, x0: k - 0.5, x1: k - 0.5, y0: 0, y1: 1, line: { color: colours.of("soft"), width: 1, dash: "dot" } });
+          }
+        });
+      });
+      return { data, layout };
+    },
+
+    /** Accuracy against confidence, a line a model, larger marks where more images are. */
+    reliability(chart, shown, colours, width) {
+      const data = [{ ...QUIET, x: [0, 1], y: [0, 1], mode: "lines", line: { color: colours.of("soft"), width: 1, dash: "dot" } }];
+      for (const model of shown) {
+        const rows = rowsOf(chart.table, model), colour = colours.model(model);
+        const text = rows.map((row) => `<b>${plain(model.name)}</b><br>confidence ${figure(row.from)} to ${figure(row.to)}, mean ${figure(row.confidence)}<br>` +
+          `accuracy ${figure(row.accuracy)} [${figure(row.accuracy_low)}, ${figure(row.accuracy_high)}]<br>${figure(100 * row.share)}% of the images`);
+        data.push({
+          ...INFO, text, x: pick(rows, "confidence", 1), y: pick(rows, "accuracy", 1), mode: "lines+markers", line: { color: colour, width: 2, dash: model.dash },
+          marker: { color: colour, opacity: 0.85, size: rows.map((row) => 5 + 17 * Math.sqrt(row.share)), line: { color: colours.of("paper"), width: 1 } },
+          error_y: errors(rows, { y: "accuracy", scale: 1 }, { color: faint(colour, 0.5), thickness: 1.2, width: 0 }),
+        });
+      }
+      const layout = sheet(colours, width, Math.min(width, 440));
+      layout.xaxis = axis(colours, { title: heading("Confidence"), range: [-0.02, 1.02], zeroline: false });
+      layout.yaxis = axis(colours, { range: [-0.03, 1.03], zeroline: false });
+      return { data, layout };
+    },
+  };
+
+  // --- drawing
+
+  const PAPER_WIDTH = 660; // pixels between the margins of A4 and of Letter
+  const root = document.documentElement;
+  const places = all("[data-chart]");
+  const OPTIONS = { displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]] };
+
+  function draw(place) {
+    const width = root.classList.contains("printing") ? PAPER_WIDTH : place.clientWidth;
+    if (!width) return; // behind a tab
+    const name = place.dataset.chart, chart = page.charts[name];
+    const shown = models.filter((model) => model.shown && page.tables[chart.table][model.index]);
+    place.classList.toggle("empty", !shown.length);
+    if (!shown.length) {
+      Plotly.purge(place);
+      place.textContent = "No model that was measured here is switched on.";
+      return;
+    }
+    if (!place.querySelector(".plot-container")) place.textContent = "";
+    const { data, layout } = CHARTS[chart.kind](chart, shown, palette(), width);
+    Plotly.react(place, data, layout, { ...OPTIONS, toImageButtonOptions: { format: "svg", filename: name } });
+  }
+
+  const drawAll = () => places.forEach(draw);
+
+  function keepFitting() {
+    const widths = new Map();
+    const observer = new ResizeObserver((entries) => requestAnimationFrame(() => {
+      for (const { target } of entries) {
+        if (!root.classList.contains("printing") && widths.get(target) !== target.clientWidth) {
+          widths.set(target, target.clientWidth);
+          draw(target);
+        }
+      }
+    }));
+    places.forEach((place) => observer.observe(place));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  }
+
+  // --- controls
+
+  function switchModels() {
+    for (const box of all("[data-switch]")) {
+      box.addEventListener("change", () => {
+        const model = models[Number(box.dataset.switch)];
+        model.shown = box.checked;
+        all(`[data-model="${model.index}"]`).forEach((element) => { element.hidden = !model.shown; });
+        drawAll();
+      });
+    }
+  }
+
+  function switchTabs() {
+    for (const list of all("[role=tablist]")) {
+      const tabs = all("[role=tab]", list);
+      const select = (chosen) => tabs.forEach((tab) => {
+        tab.setAttribute("aria-selected", String(tab === chosen));
+        tab.tabIndex = tab === chosen ? 0 : -1;
+        document.getElementById(tab.getAttribute("aria-controls")).classList.toggle("other-tab", tab !== chosen);
+      });
+      tabs.forEach((tab, i) => {
+        tab.addEventListener("click", () => select(tab));
+        tab.addEventListener("keydown", (event) => {
+          const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+          if (!step) return;
+          const next = tabs[(i + step + tabs.length) % tabs.length];
+          select(next);
+          next.focus();
+        });
+      });
+    }
+  }
+
+  function switchLogarithm() {
+    for (const box of all("[data-log]")) {
+      box.addEventListener("change", () => {
+        page.charts[box.dataset.log].log = box.checked;
+        all(`[data-chart="${box.dataset.log}"]`).forEach(draw);
+      });
+    }
+  }
+
+  /** A word is one stop of the tabulator; arrows walk through it. */
+  function nameUnits() {
+    for (const word of all(".word")) {
+      const units = all(".unit", word), output = word.parentElement.querySelector(".unit-name");
+      const name = (unit) => {
+        units.forEach((other) => { other.classList.toggle("named", other === unit); other.tabIndex = other === unit ? 0 : -1; });
+        output.textContent = unit.dataset.name;
+      };
+      units[0].tabIndex = 0;
+      units.forEach((unit, i) => {
+        for (const event of ["pointerenter", "focus", "click"]) unit.addEventListener(event, () => name(unit));
+        unit.addEventListener("keydown", (event) => {
+          const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+          if (step && units[i + step]) units[i + step].focus();
+        });
+      });
+    }
+  }
+
+  const cell = (value) => (/[",\n\r]/.test(String(value)) ? `"${String(value).replaceAll('"', '""')}"` : String(value ?? ""));
+
+  function csv(table) {
+    const rows = models.flatMap((model) => rowsOf(table, model).map((row) => ({ model: model.name, ...row })));
+    const columns = [...new Set(rows.flatMap(Object.keys))];
+    return [columns, ...rows.map((row) => columns.map((column) => row[column]))].map((line) => line.map(cell).join(",")).join("\r\n") + "\r\n";
+  }
+
+  function downloadRows() {
+    for (const button of all("[data-csv]")) {
+      button.addEventListener("click", () => {
+        const link = document.createElement("a");
+        link.href = URL.createObjectURL(new Blob([csv(button.dataset.csv)], { type: "text/csv" }));
+        link.download = `${button.dataset.csv}.csv`;
+        link.click();
+        setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+      });
+    }
+  }
+
+  /** On paper: light colours, charts of the paper's width, everything open; and back. */
+  function print() {
+    let opened = [];
+    const prepare = (printing) => {
+      if (printing === root.classList.contains("printing")) return;
+      root.classList.toggle("printing", printing);
+      if (printing) opened = all("details:not([open])");
+      opened.forEach((details) => { details.open = printing; });
+      drawAll();
+    };
+    matchMedia("print").addEventListener("change", (event) => prepare(event.matches));
+    addEventListener("beforeprint", () => prepare(true));
+    addEventListener("afterprint", () => prepare(false));
+    if (matchMedia("print").matches) prepare(true);
+  }
+
+  keepFitting();
+  switchModels();
+  switchTabs();
+  switchLogarithm();
+  nameUnits();
+  downloadRows();
+  print();
+})();

@@ -1,0 +1,327 @@
+"""A study as HTML: the words and tables of the template, and the one JSON that the charts are drawn from."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from importlib.resources import files
+from itertools import groupby
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from ..analyses import ANALYSES
+from ..drawing import KIND_COLOUR
+from ..result import Claim, Result, Row
+from . import words
+from .folder import Model, Study
+from .sections import section_of
+
+#: Colour is never the only sign: a letter in a word, a symbol in a chart (Plotly's name, the character of the legend).
+KIND_SIGN = {
+    "attention": ("a", "circle", "●"),
+    "conv": ("c", "square", "■"),
+    "mlp": ("m", "diamond", "◆"),
+    "blur": ("b", "triangle-up", "▲"),
+    "other": ("o", "hexagon2", "⬢"),
+    "stem": ("", "circle-open", "○"),
+}
+#: Likewise for models: Plotly's name of a dash, and the same in SVG.
+DASHES = (("solid", ""), ("dash", "7 4"), ("dot", "2 3"), ("dashdot", "7 3 2 3"), ("longdash", "12 4"))
+#: How many colours ``page.css`` has for models.  No multiple of the number of dashes, so that pairs repeat late.
+MODEL_COLOURS = 6
+CHIPS = {"holds": "✓", "does not hold": "✗", "undecided": "?"}
+#: A table of rows is for looking at; the download has them all.
+ROWS_SHOWN = 100
+
+
+def html(study: Study) -> str:
+    """The page of a study."""
+    environment = Environment(loader=PackageLoader("backlight.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    scripts = [plotly(), _own("page.js")]
+    return environment.get_template("page.html").render(
+        title=title(study),
+        lead=lead(study),
+        models=[drawn(i, model) for i, model in enumerate(study.models)],
+        statements=statements(study, study.analyses),
+        sections=[section(study, analysis) for analysis in study.analyses],
+        absent=study.absent,
+        kinds={kind: (*sign, words.SINGULAR.get(kind, kind)) for kind, sign in KIND_SIGN.items() if kind in _kinds(study)},
+        kind_colour=KIND_COLOUR,
+        chips=CHIPS,
+        css=Markup(_own("page.css")),  # ours, as are the scripts: no word of a user's is in them
+        scripts=[Markup(script) for script in scripts],
+        policy=policy(scripts),
+        data=Markup(embedded(numbers(study))),
+    )
+
+
+def policy(scripts: Iterable[str]) -> str:
+    """A content security policy: nothing is fetched from anywhere, and no other script than these runs."""
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+
+
+def embedded(document: Any) -> str:
+    """JSON that may stand inside a script element: no ``<`` can end it, no line separator can break it."""
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+# --- the words
+
+
+def title(study: Study) -> str:
+    """
+    >>> title(Study([Model("resnet18", [], None, {})], {}, []))
+    'How resnet18 works'
+    """
+    names = [model.name for model in study.models]
+    return f"How {names[0]} works" if len(names) == 1 else f"How {len(names)} vision models work"
+
+
+def lead(study: Study) -> list[str]:
+    """What was looked at and what came of it, a paragraph each."""
+    results = [result for model in study.models for result in model.results.values()]
+    asked = "; ".join(ANALYSES[name][0].lower() + ANALYSES[name][1:].rstrip("?") for name in study.analyses)
+    names = [model.name for model in study.models]
+    who = words.series(names) if len(names) <= 4 else f"{len(names)} models"
+    what = f"{who} looked at {_images(results)} {_data(study, results)}."
+    return [f"{what} The questions: {asked}?", _outcome(statements(study, study.analyses))]
+
+
+def _images(results: Sequence[Result]) -> str:
+    seen = sorted({int(result.evidence.get("images") or 0) for result in results} - {0})
+    if not seen:
+        return "images"
+    return words.counted(seen[0], "image") if len(seen) == 1 else f"{seen[0]:,} to {seen[-1]:,} images"
+
+
+def _data(study: Study, results: Sequence[Result]) -> str:
+    """Of which set and split, as far as that is known."""
+    told = study.settings.get("data") or ""
+    told = told.get("data") or told.get("name") or "" if isinstance(told, Mapping) else told
+    facts = [result.evidence.get("data", {}) for result in results]
+    names = dict.fromkeys(str(fact["data"]) for fact in facts if fact.get("data")) or ({str(told): None} if told else {})
+    splits = dict.fromkeys(str(fact["split"]) for fact in facts if fact.get("split"))
+    of = f"of {words.series(names)}" if names else "whose set has no name"
+    return f"{of} (split {words.series(splits)})" if splits else of
+
+
+def _outcome(found: Sequence[Mapping[str, Any]]) -> str:
+    """How many of the paper's statements hold, in a sentence."""
+    if not found:
+        return "None of the paper's statements could be tested with these results."
+    verdicts = [{claim.verdict for claim in statement["claims"] if claim is not None} for statement in found]
+    tallies = [
+        (sum(v == {"holds"} for v in verdicts), "hold in every model they concern"),
+        (sum(v == {"does not hold"} for v in verdicts), "hold in none"),
+        (sum(v == {"undecided"} for v in verdicts), "stay undecided on these images"),
+        (sum(len(v) > 1 for v in verdicts), "differ from model to model"),
+    ]
+    told = words.series(f"{n} {what}" for n, what in tallies if n)
+    return f"Of {words.counted(len(found), 'statement')} of the paper that could be tested, {told}."
+
+
+def statements(study: Study, analyses: Iterable[str]) -> list[dict[str, Any]]:
+    """The paper's statements, each with what came of it in each model (None: not tested there)."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for analysis in analyses:
+        for i, result in enumerate(study.results(analysis)):
+            for claim in result.claims if result is not None else []:
+                nobody: list[Claim | None] = [None] * len(study.models)
+                entry = {"analysis": analysis, "statement": claim.statement, "source": claim.source, "claims": nobody}
+                found.setdefault((analysis, claim.statement), entry)["claims"][i] = claim
+    return [entry | {"measured": [_measured(claim) for claim in entry["claims"]]} for entry in found.values()]
+
+
+def _measured(claim: Claim | None) -> str:
+    return words.interval(claim.value, claim.low, claim.high) if claim is not None else ""
+
+
+# --- the models
+
+
+def drawn(index: int, model: Model) -> dict[str, Any]:
+    """A model as its word, a sentence, its accuracy and its line."""
+    stages = [list(group) for _, group in groupby(model.units, key=lambda unit: unit["stage"])]
+    dash, svg_dash = DASHES[index % len(DASHES)]
+    return {
+        "index": index,
+        "name": model.name,
+        "colour": f"var(--model-{index % MODEL_COLOURS})",
+        "dash": dash,
+        "svg_dash": svg_dash,
+        "sentence": words.anatomy(model.units, model.parameters),
+        "accuracy": _accuracy(model),
+        "stages": [[{"kind": _known(u["kind"]), "letter": _letter(u["kind"]), "name": _named(u)} for u in s] for s in stages],
+        "word": " ".join("".join(_letter(unit["kind"]) for unit in stage) for stage in stages),
+    }
+
+
+def _named(unit: Row) -> str:
+    shape = f" · {' × '.join(map(str, unit['shape']))}" if unit.get("shape") else ""
+    return f"unit {unit['unit']} · {unit['kind']} · {unit['module']}{shape}"
+
+
+def _letter(kind: str) -> str:
+    return KIND_SIGN[_known(kind)][0]
+
+
+def _known(kind: str) -> str:
+    return kind if kind in KIND_SIGN else "other"
+
+
+def _accuracy(model: Model) -> str:
+    result = model.results.get("calibration")
+    row = next((row for row in result.table if row["metric"] == "accuracy"), None) if result is not None else None
+    return f"{words.interval(row['value'], row['low'], row['high'], scale=100)}%" if row is not None else ""
+
+
+def _kinds(study: Study) -> set[str]:
+    rows = (row for model in study.models for result in model.results.values() for row in result.table)
+    return {_known(kind) for kind in {row.get("kind") for row in rows} - {None, "whole"}}
+
+
+# --- the sections
+
+
+def section(study: Study, analysis: str) -> dict[str, Any]:
+    """A section in the words of the template."""
+    results, told = study.results(analysis), section_of(analysis)
+    figures = [
+        [{"id": f"{analysis}-{i}-{k}", "chart": chart} for k, chart in enumerate(charts)]
+        for i, charts in enumerate(told.figures(results))
+    ]
+    return {
+        "name": analysis,
+        "title": told.title or analysis.capitalize(),
+        "question": ANALYSES[analysis],
+        "reading": told.reading,
+        "figures": figures,
+        "metrics": told.metrics(results),
+        "rows": _plain_table(results) if not figures else None,
+        "statements": statements(study, [analysis]),
+        "notes": [*_left_out(study, analysis), *_measured_differently(results)],
+        "evidence": _evidence(results),
+    }
+
+
+def _plain_table(results: Sequence[Result | None]) -> dict[str, Any]:
+    """The rows themselves, for an analysis that has no section."""
+    rows = [(i, row) for i, result in enumerate(results) if result is not None for row in result.rows()]
+    columns = list(dict.fromkeys(column for _, row in rows for column in row))
+    shown = [(i, [_cell(row.get(column)) for column in columns]) for i, row in rows[:ROWS_SHOWN]]
+    return {"columns": columns, "rows": shown, "more": max(0, len(rows) - ROWS_SHOWN)}
+
+
+def _cell(value: Any) -> str:
+    return words.number(value) if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def _left_out(study: Study, analysis: str) -> list[str]:
+    """The units whose stream is no map."""
+    return [
+        f"{model.name}: {words.series(units)} left out, because the stream there is no feature map."
+        for model, result in zip(study.models, study.results(analysis), strict=True)
+        if result is not None and (units := result.evidence.get("left_out"))
+    ]
+
+
+def _measured_differently(results: Sequence[Result | None]) -> list[str]:
+    """A warning for each setting in which the models of one chart differ."""
+    settings: dict[str, set[str]] = {}
+    for result in results:
+        if result is not None:
+            data = {key: result.evidence.get("data", {}).get(key) for key in ("data", "split", "ids_sha256")}
+            facts = {"images": result.evidence.get("images"), **data, **result.evidence.get("settings", {})}
+            for key, value in facts.items():
+                settings.setdefault(key, set()).add(json.dumps(value, sort_keys=True, default=str))
+    different = [key for key, values in settings.items() if len(values) > 1]
+    return [f"The models were not measured alike, so compare them with care: they differ in {words.series(different)}."] if different else []
+
+
+def _evidence(results: Sequence[Result | None]) -> list[tuple[str, list[str]]]:
+    """What each result stands on: rows of (setting, a value a model)."""
+    flat = [_flat(result.evidence) if result is not None else {} for result in results]
+    keys = dict.fromkeys(key for facts in flat for key in facts)
+    return [(key, [facts.get(key, "–") for facts in flat]) for key in keys]
+
+
+def _flat(document: Mapping[str, Any], within: str = "") -> dict[str, str]:
+    """
+    >>> _flat({"images": 48, "data": {"split": "test"}, "left_out": []})
+    {'images': '48', 'data · split': 'test', 'left_out': '–'}
+    """
+    flat: dict[str, str] = {}
+    for key, value in document.items():
+        name = f"{within} · {key}" if within else str(key)
+        if isinstance(value, Mapping):
+            flat |= _flat(value, name)
+        else:
+            flat[name] = _plain(value)
+    return flat
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value)) or "–"
+    return "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# --- the numbers
+
+
+def numbers(study: Study) -> dict[str, Any]:
+    """Everything that ``page.js`` draws from: models, tables by column, charts."""
+    tables: dict[str, list[Any]] = {}
+    charts = {}
+    for analysis in study.analyses:
+        results = study.results(analysis)
+        tables[analysis] = [_columns(result.table) if result is not None else None for result in results]
+        for name, make in section_of(analysis).derived.items():
+            tables[name] = [_columns(make(result)) if result is not None else None for result in results]
+        for figure in section(study, analysis)["figures"]:
+            charts |= {place["id"]: asdict(place["chart"]) for place in figure}
+    return {
+        "models": [{key: drawn(i, m)[key] for key in ("name", "colour", "dash")} for i, m in enumerate(study.models)],
+        "signs": {kind: {"letter": letter, "symbol": symbol} for kind, (letter, symbol, _) in KIND_SIGN.items()},
+        "tables": tables,
+        "charts": charts,
+    }
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """A table by column: a third of its size by row."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [_brief(row.get(name)) for row in rows] for name in names}
+
+
+def _brief(value: Any) -> Any:
+    """Eight figures are more than any interval leaves; JSON has no NaN."""
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    try:
+        return float(f"{value:.8g}") if math.isfinite(value) else None
+    except TypeError:
+        return str(value)
+
+
+# --- what is packaged
+
+
+def _own(name: str) -> str:
+    return files(__package__).joinpath(name).read_text("utf-8")
+
+
+@cache
+def plotly() -> str:
+    """Plotly's own script, as its Python package carries it."""
+    return files("plotly").joinpath("package_data", "plotly.min.js").read_text("utf-8")

@@ -1,0 +1,75 @@
+"""The section of ``calibration``: the reliability diagram and the table of metrics."""
+
+from __future__ import annotations
+
+from ...result import Result, Row
+from ..words import interval
+from .section import Chart, Metrics, Results, Section
+
+#: Metric -> its name, what it is, and how many of the shown unit make one of the stored.
+METRICS = {
+    "accuracy": ("Accuracy", "%", 100),
+    "top5": ("Top-5 accuracy", "%; the label is among the five most probable classes", 100),
+    "nll": ("NLL", "nats; negative log-likelihood of the label, smaller is better", 1),
+    "brier": ("Brier score", "0 to 2; squared distance from the label, smaller is better", 1),
+    "ece": ("ECE", "%; mean gap between confidence and accuracy", 100),
+    "signed_ece": ("Signed ECE", "points; confidence minus accuracy, negative is under-confident", 100),
+    "adaptive_ece": ("Adaptive ECE", "%; the same in bins of equally many images", 100),
+    "acc_90": ("Acc-90", "%; accuracy where confidence exceeds 0.9", 100),
+    "freq_90": ("Freq-90", "%; share of images with confidence above 0.9", 100),
+    "unc_90": ("Unc-90", "%; share of the wrong answers with confidence of 0.9 or less", 100),
+    "iou": ("Mean IoU", "%; intersection over union of labels and answers, mean over classes", 100),
+    "iou_90": ("IoU-90", "%; the same where confidence exceeds 0.9", 100),
+}
+
+
+def figures(results: Results) -> list[list[Chart]]:
+    """One reliability diagram for all models."""
+    tales = [f"{r.model}: ECE {100 * _metric(r, 'ece')['value']:.1f}%." for r in results if r is not None]
+    alt = f"Accuracy against confidence, a line a model, beside the diagonal of a calibrated model. {' '.join(tales)}"
+    return [[Chart("reliability", "calibration/reliability", "Accuracy in the bin", alt)]]
+
+
+def metrics(results: Results) -> Metrics:
+    """Every metric, a model a column."""
+    found = {row["metric"] for result in results if result is not None for row in result.table}
+    known = {name: METRICS.get(name, (name, "", 1)) for name in [*METRICS, *sorted(found - set(METRICS))] if name in found}
+    rows = [(title, what, [_cell(r, name, scale) for r in results]) for name, (title, what, scale) in known.items()]
+    return Metrics("Metrics with 95% intervals over images", rows)
+
+
+def _metric(result: Result, name: str) -> Row:
+    nothing = {"value": float("nan"), "low": float("nan"), "high": float("nan")}
+    return next((row for row in result.table if row["metric"] == name), nothing)
+
+
+def _cell(result: Result | None, name: str, scale: float) -> str:
+    if result is None:
+        return "–"
+    row = _metric(result, name)
+    return interval(row["value"], row["low"], row["high"], scale=scale)
+
+
+def reliability(result: Result) -> list[Row]:
+    """A row a bin that holds images.  Shapes: (value, low, high) x (confidence, accuracy, share) x bins -> rows."""
+    diagram = result.arrays["reliability"]
+    bins = diagram.shape[2]
+    return [
+        {"from": k / bins, "to": (k + 1) / bins, "confidence": diagram[0, 0, k], "share": diagram[0, 2, k]}
+        | {"accuracy": diagram[0, 1, k], "accuracy_low": diagram[1, 1, k], "accuracy_high": diagram[2, 1, k]}
+        for k in range(bins)
+        if diagram[0, 2, k] > 0
+    ]
+
+
+SECTION = Section(
+    title="Calibration",
+    reading=(
+        "Images are binned by the model's confidence; each mark is the accuracy in a bin, larger where the bin holds more images. "
+        "On the diagonal a model is as often right as it is confident; below it the model is over-confident, above it under-confident."
+    ),
+    needs=("metric", "value", "low", "high", "reliability"),
+    figures=figures,
+    metrics=metrics,
+    derived={"calibration/reliability": reliability},
+)

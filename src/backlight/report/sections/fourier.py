@@ -1,0 +1,31 @@
+"""The section of ``fourier``: figure 8, figure 2a, and the transfer functions."""
+
+from __future__ import annotations
+
+from .section import Chart, Results, Section, from_to
+
+SPECTRA = "Small charts, one a model, on one vertical axis; a curve a unit, darker (brighter on a dark page) with depth. "
+
+
+def figures(results: Results) -> list[list[Chart]]:
+    """Over depth; then over frequency, with the transfer functions behind a tab."""
+    label = "Δ log amplitude at the highest frequency (nepers)"
+    depth = Chart("depth", "fourier", label, f"{label} over normalised depth. {from_to(results, 'delta')}", y="delta")
+    label = "Δ log amplitude after each unit (nepers)"
+    spectrum = Chart("curves", "fourier", label, f"{SPECTRA}{label}.", y="delta", tab="Δ log amplitude")
+    label = "Log amplitude after each unit less before it (nepers)"
+    transfer = Chart("curves", "fourier", label, f"{SPECTRA}{label}.", y="transfer", tab="Transfer function")
+    return [[depth], [spectrum, transfer]]
+
+
+SECTION = Section(
+    title="Fourier analysis",
+    reading=(
+        "Δ log amplitude is the log amplitude of the feature map's highest frequency less that of its mean: lower means "
+        "smoother maps, and a step down at a unit means that the unit smooths. "
+        "Where a line turns faint the resolution changes and with it what “highest” means, so read steps within a stage only; "
+        "the transfer function compares equal cycles per image and has no such step."
+    ),
+    needs=("unit", "kind", "stage", "module", "frequency", "delta", "delta_low", "delta_high", "transfer"),
+    figures=figures,
+)

@@ -1,0 +1,73 @@
+"""What a section of the page is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from ...result import Result, Row
+from ..words import number
+
+Results = Sequence[Result | None]  # one a model, in the order of the page
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart to draw: its kind (a function in ``page.js``), the table and the columns it shows, and its words."""
+
+    kind: str  # depth | curves | bars | reliability
+    table: str  # an analysis, or the name of a derived table
+    label: str  # what its vertical axis shows, with the unit
+    alt: str  # the chart for those who do not see it
+    y: str = ""  # the column; its interval is in the columns y_low and y_high
+    scale: float = 1
+    log: bool | None = None  # a logarithmic axis to begin with; None: not to be had
+    tab: str = ""  # its name where it shares a place with others
+    subtitles: Sequence[str] = ()  # under each model's name
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A table with a model a column: rows of (name, explanation, a text a model)."""
+
+    caption: str
+    rows: Sequence[tuple[str, str, Sequence[str]]]
+
+
+def _none(results: Results) -> list[Any]:
+    return []
+
+
+@dataclass(frozen=True)
+class Section:
+    """An analysis on the page."""
+
+    title: str
+    reading: str  # how to read the figure, in two sentences
+    needs: Sequence[str] = ()  # the columns and arrays without which there is nothing to show
+    figures: Callable[[Results], list[list[Chart]]] = _none  # charts; those listed together share a place behind tabs
+    metrics: Callable[[Results], Metrics | None] = lambda results: None
+    derived: Mapping[str, Callable[[Result], list[Row]]] = field(default_factory=dict)  # tables made for charts
+
+
+def last_of_unit(result: Result) -> list[Row]:
+    """The last row of each unit: of a spectrum, the highest frequency."""
+    return [list(rows)[-1] for _, rows in groupby(result.table, key=lambda row: row["unit"])]
+
+
+def from_to(results: Results, column: str, scale: float = 1) -> str:
+    """For each model, where a number starts and ends over depth."""
+    tales = []
+    for result in results:
+        if result is not None:
+            values = [scale * row[column] for row in last_of_unit(result)]
+            tales.append(f"{result.model}: from {number(values[0])} to {number(values[-1])}.")
+    return " ".join(tales)
+
+
+def finite(values: Iterable[float | None]) -> list[float]:
+    """Those that are numbers."""
+    return [value for value in values if value is not None and math.isfinite(value)]

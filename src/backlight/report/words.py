@@ -1,0 +1,109 @@
+"""Numbers and models in words."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby, pairwise
+
+from ..result import Row
+
+SINGULAR = {"attention": "attention", "conv": "convolution", "mlp": "MLP", "blur": "blur", "other": "other unit"}
+PLURAL = {"attention": "attentions", "conv": "convolutions", "mlp": "MLPs", "blur": "blurs", "other": "other units"}
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(x: float | None, decimals: int | None = None) -> str:
+    """A number with a true minus sign, three figures unless told; a dash for none.
+
+    >>> number(-0.2494), number(28160.4), number(float("nan"))
+    ('−0.249', '28,160', '–')
+    """
+    if x is None or not math.isfinite(x):
+        return "–"
+    if decimals is None:
+        decimals = max(0, 2 - _exponent(x))
+    return f"{round(x, decimals) + 0.0:,.{decimals}f}".replace("-", "−")
+
+
+def interval(value: float | None, low: float | None, high: float | None, scale: float = 1) -> str:
+    """A number with its interval, to as many decimals as give the interval's width two figures.
+
+    >>> interval(-0.2494, -0.2642, -0.2329)
+    '−0.249 [−0.264, −0.233]'
+    >>> interval(-5.01e-06, -8.12e-06, -1.32e-06)
+    '−5.0 [−8.1, −1.3] × 10⁻⁶'
+    """
+    ends = [math.nan if x is None else scale * x for x in (value, low, high)]
+    if not all(map(math.isfinite, ends)):
+        return number(ends[0])
+    width = ends[2] - ends[1]
+    decimals = max(0, 1 - _exponent(width)) if width > 0 else max(0, 2 - _exponent(ends[0]))
+    power = 0
+    if decimals > 5:  # more zeros than one can count: a power of ten instead
+        power = _exponent(max(map(abs, ends)))
+        decimals += power
+    middle, lowest, highest = (number(x / 10.0**power, decimals) for x in ends)
+    return f"{middle} [{lowest}, {highest}]" + (f" × 10{str(power).translate(_RAISED)}" if power else "")
+
+
+def _exponent(x: float) -> int:
+    return math.floor(math.log10(abs(x))) if x else 0
+
+
+def series(words: Iterable[str]) -> str:
+    """
+    >>> series(["a", "b", "c"])
+    'a, b and c'
+    """
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def counted(n: int, singular: str, plural: str | None = None) -> str:
+    """
+    >>> counted(1, "stage"), counted(2000, "image")
+    ('1 stage', '2,000 images')
+    """
+    return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
+
+
+def anatomy(units: Sequence[Row], parameters: int | None) -> str:
+    """A model in a sentence: its units, their order, its size.
+
+    >>> vit = [{"kind": kind, "stage": 0} for kind in ["attention", "mlp"] * 12]
+    >>> anatomy(vit, 5_700_000)
+    '24 units in 1 stage: attention and MLP take turns; 5.7 M parameters.'
+    """
+    parts = []
+    if units:
+        stages = [[unit["kind"] for unit in group] for _, group in groupby(units, key=lambda unit: unit["stage"])]
+        parts.append(f"{counted(len(units), 'unit')} in {counted(len(stages), 'stage')}: {_order(stages)}")
+    if parameters:
+        parts.append(f"{_size(parameters)} parameters")
+    return "; ".join(parts) + "." if parts else "Its units are not known."
+
+
+def _order(stages: Sequence[Sequence[str]]) -> str:
+    kinds = [kind for stage in stages for kind in stage]
+    often = Counter(kinds)
+    first, *others = often
+    if not others:
+        return "a convolution each" if first == "conv" else f"{SINGULAR.get(first, first)} in each"
+    if len(others) == 1 and all(a != b for a, b in pairwise(kinds)):
+        return f"{SINGULAR.get(first, first)} and {SINGULAR.get(others[0], others[0])} take turns"
+    counts = series(counted(n, SINGULAR.get(kind, kind), PLURAL.get(kind, kind)) for kind, n in often.items())
+    ends = sum(stage[-1] == "attention" for stage in stages)
+    return f"{counts}, an attention at the end of {ends} of the {len(stages)}" if ends and len(stages) > 1 else counts
+
+
+def _size(parameters: int) -> str:
+    """
+    >>> _size(28_160_000), _size(9_400), _size(380_000)
+    ('28 M', '9,400', '380 k')
+    """
+    for unit, name in ((1e6, " M"), (1e3, " k")):
+        if parameters >= 10_000 and parameters >= unit:
+            return f"{parameters / unit:.1f}{name}" if parameters < 10 * unit else f"{parameters / unit:,.0f}{name}"
+    return f"{parameters:,}"

@@ -1,0 +1,32 @@
+"""On what models are measured: plain settings, so that ``--help`` can state the library's defaults without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Setup:
+    """On what models are measured: the options that all analyses share."""
+
+    data: str = "fashion"
+    split: str = "test"
+    limit: int | None = None
+    seed: int = 0
+    resamples: int = 1000
+    pretrained: bool = True
+    at: tuple[str, ...] = ()
+    batch_size: int = 32
+    dtype: str = "float32"
+    device: str = "auto"
+    workers: int | None = None
+    data_root: str | None = None
+    download: bool = False
+
+    def request(self, analysis: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What decides a cell's numbers: two runs that ask the same need only one."""
+        elsewhere = {"device", "workers", "data_root", "download"}
+        shared = {name: value for name, value in asdict(self).items() if name not in elsewhere}
+        return {"analysis": analysis, **shared, "at": list(self.at), **settings}

@@ -1,0 +1,260 @@
+"""Models x analyses -> a folder.  Two loops and "skip what is there".
+
+    FOLDER/study.json                    what was asked
+    FOLDER/MODEL/model.json              its word and units
+    FOLDER/MODEL/ANALYSIS/               a Result
+    FOLDER/MODEL/failed.json             analysis -> why not, in a sentence
+
+A cell appears whole or not at all, so that a run that was stopped goes on where it was.  Analyses that only watch a forward
+pass share one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from . import analyses
+from .errors import UserError
+from .result import Result, load
+from .setup import Setup
+
+#: Wraps the data of a cell so that somebody can watch its batches go by: (data, what it is for) -> data.
+Watch = Callable[[Any, str], Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One analysis of one model, done or failed."""
+
+    model: str
+    analysis: str
+    result: Result | None
+    error: str = ""
+    skipped: bool = False  # it was there already
+
+
+def run_study(
+    models: Sequence[str],
+    asked: Mapping[str, Mapping[str, Any]],
+    setup: Setup,
+    out: str | Path | None = None,
+    *,
+    keep_going: bool = True,
+    overwrite: bool = False,
+    watch: Watch = lambda data, what: data,
+) -> Iterator[Cell]:
+    """Every analysis (name -> settings) of every model, a cell an iteration, saved under ``out`` if it is given.
+
+    Cells that are there already are loaded, not run.  With ``keep_going`` a cell that fails is yielded with its error and
+    the rest go on.  Errors: UserError for an unknown analysis, or if a cell is there that was made with other settings.
+    """
+    for analysis in asked:
+        analyses.known(analysis)
+    folder = Path(out) if out is not None else None
+    done = {
+        (model, analysis): cell
+        for model in models
+        for analysis in asked
+        if folder and not overwrite and (cell := _already(folder, model, analysis, setup.request(analysis, asked[analysis])))
+    }
+    if folder:
+        _remember(folder, models, asked, setup)
+    for model in models:
+        yield from (done[model, analysis] for analysis in asked if (model, analysis) in done)
+        missing = {analysis: settings for analysis, settings in asked.items() if (model, analysis) not in done}
+        for cell in _cells(model, missing, setup, folder, watch, keep_going):
+            if folder:
+                _file(folder, cell, setup.request(cell.analysis, asked[cell.analysis]))
+            yield cell
+
+
+def folder_name(model: str) -> str:
+    """A model's name as the name of a folder; ``urllib.parse.unquote`` gives it back.
+
+    >>> folder_name("torchvision:resnet50")
+    'torchvision%3Aresnet50'
+    """
+    return quote(model, safe="=(),")[-200:].lstrip(".")
+
+
+def _cells(
+    name: str, asked: Mapping[str, Mapping[str, Any]], setup: Setup, folder: Path | None, watch: Watch, keep_going: bool
+) -> Iterator[Cell]:
+    """The cells of one model; the model and its data are loaded once."""
+    if not asked:
+        return
+    groups = _sharing(asked)
+    try:
+        model, data = ready(name, setup)
+        if folder:
+            _describe(folder, name, model, data, setup)
+    except Exception as error:
+        if not keep_going:
+            raise
+        yield from (Cell(name, analysis, None, _sentence(error)) for analysis in asked)
+        return
+    for group in groups:
+        try:
+            results = _measure(name, model, watch(data, f"{name}: {', '.join(group)}"), group, setup)
+            yield from (Cell(name, result.analysis, result) for result in results)
+        except Exception as error:
+            if not keep_going:
+                raise
+            yield from (Cell(name, analysis, None, _sentence(error)) for analysis in group)
+
+
+def ready(name: str, setup: Setup) -> tuple[Any, Any]:
+    """A model on its device, and its data."""
+    from .data import load_data
+    from .models.zoo import load_model
+
+    model = load_model(name, pretrained=setup.pretrained, seed=setup.seed)
+    data = load_data(
+        setup.data,
+        model=model,
+        split=setup.split,
+        limit=setup.limit,
+        seed=setup.seed,
+        batch_size=setup.batch_size,
+        workers=setup.workers,
+        root=setup.data_root,
+        download=setup.download,
+    )
+    return model.to(device=device_named(setup.device), dtype=_dtype(setup.dtype)), data
+
+
+def _sharing(asked: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]]:
+    """The analyses in groups that run together: all that share a forward pass, then each other one."""
+    together = {name: settings for name, settings in asked.items() if name in analyses.SINGLE_PASS}
+    alone = [{name: settings} for name, settings in asked.items() if name not in analyses.SINGLE_PASS]
+    return ([together] if together else []) + alone
+
+
+def _measure(
+    name: str, model: Any, data: Iterable[Any], group: Mapping[str, Mapping[str, Any]], setup: Setup
+) -> Sequence[Result]:
+    shared = {"name": name, "resamples": setup.resamples, "seed": setup.seed}
+    if all(analysis in analyses.SINGLE_PASS for analysis in group):
+        from .analyses.single_pass import single_pass
+
+        reducers = {analyses.reducer_type(analysis): settings for analysis, settings in group.items()}
+        return single_pass(model, data, reducers, at=list(setup.at) or None, **shared)
+    ((analysis, settings),) = group.items()
+    function = getattr(import_module(f".analyses.{analysis}", __package__), analysis)
+    return [function(model, data, **settings, **shared)]
+
+
+def device_named(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    known = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise UserError(f"no dtype is called {name!r}; there are {', '.join(known)}")
+    return known[name]
+
+
+# --- the folder
+
+
+def _already(folder: Path, model: str, analysis: str, request: Mapping[str, Any]) -> Cell | None:
+    """The cell that is there, if it answers this request.  Errors: UserError if it answers another."""
+    place = folder / folder_name(model) / analysis
+    if not (place / "result.json").exists():
+        return None
+    result = load(place)
+    there = dict(result.evidence.get("request", {}))
+    if there != request:
+        other = [f"{key} {there.get(key)!r}, not {value!r}" for key, value in request.items() if there.get(key) != value]
+        raise UserError(f"{place} was made with {'; '.join(other[:3])}: choose another --out, or --overwrite")
+    return Cell(model, analysis, result, skipped=True)
+
+
+def _remember(folder: Path, models: Sequence[str], asked: Mapping[str, Any], setup: Setup) -> None:
+    """Write down what was asked, after what earlier runs into the same folder asked."""
+    earlier = _read(folder / "study.json")
+    _write(
+        folder / "study.json",
+        {
+            "models": list(dict.fromkeys([*earlier.get("models", []), *models])),
+            "analyses": list(dict.fromkeys([*earlier.get("analyses", []), *asked])),
+            **{key: value for key, value in asdict(setup).items() if key not in ("device", "workers", "data_root")},
+        },
+    )
+
+
+def _describe(folder: Path, name: str, model: Any, data: Any, setup: Setup) -> None:
+    """Write down what the model is: its word, and a line a unit."""
+    from .analyses.single_pass import described, fit
+    from .anatomy import spell, units
+
+    images, _ = next(iter(data))
+    found = units(model, fit(images[:2], model))
+    _write(
+        folder / folder_name(name) / "model.json",
+        {
+            "model": name,
+            "word": spell(found),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "units": [
+                {**described(u), "shape": list(u.shape), "identity": u.identity, "removable": bool(u.branch)} for u in found
+            ],
+        },
+    )
+
+
+def _file(folder: Path, cell: Cell, request: Mapping[str, Any]) -> None:
+    """Put a cell in its place, or its error where the page finds it."""
+    place = folder / folder_name(cell.model)
+    failed = _read(place / "failed.json")
+    if cell.result is not None:
+        replace(cell.result, evidence={**cell.result.evidence, "request": dict(request)}).save(place / cell.analysis)
+    if cell.error or cell.analysis in failed:
+        failed = {name: error for name, error in failed.items() if name != cell.analysis}
+        _write(place / "failed.json", failed | ({cell.analysis: cell.error} if cell.error else {}))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(file: Path, document: Mapping[str, Any]) -> None:
+    """Write beside and rename."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}-", delete=False) as draft:
+            draft.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        os.chmod(draft.name, 0o644)
+        os.replace(draft.name, file)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}; choose another --out") from error
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong in a line; for a fault of ours, where."""
+    if isinstance(error, UserError):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"

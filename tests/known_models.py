@@ -1,0 +1,165 @@
+"""Models whose answers are known in closed form, and what the tests of the analyses share."""
+
+import contextlib
+import math
+
+import torch
+from torch import nn
+
+BINOMIAL = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
+SIDE = 8
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def batches(images, size, labels=None):
+    """The images in batches; with their labels if there are any."""
+    parts = images.split(size)
+    return list(parts) if labels is None else list(zip(parts, labels.split(size), strict=True))
+
+
+class Residual(nn.Module):
+    """x + branch(x)."""
+
+    def __init__(self, branch):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x):
+        return x + self.branch(x)
+
+
+class Mean(nn.Module):
+    """The image's mean over places, for each channel."""
+
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+def stem(channels=3, out=None):
+    """A convolution that copies the image, and fills further channels with zeros."""
+    copy = nn.Conv2d(channels, out or channels, 1, bias=False)
+    with torch.no_grad():
+        copy.weight.copy_(torch.eye(out or channels, channels)[:, :, None, None])
+    return copy
+
+
+def tower(*units, channels=3, classes=10, first=None):
+    """A stem, residual units, global pooling and a classifier."""
+    torch.manual_seed(0)
+    return nn.Sequential(first or stem(channels), *units, Mean(), nn.Linear(channels, classes))
+
+
+def filtering(kernel, channels=3):
+    """A unit that adds the circular convolution of each channel with a 3 x 3 kernel."""
+    branch = nn.Conv2d(channels, channels, 3, padding=1, padding_mode="circular", groups=channels, bias=False)
+    with torch.no_grad():
+        branch.weight.copy_(kernel.expand_as(branch.weight))
+    return Residual(branch)
+
+
+def binomial(cycles, side=SIDE):
+    """Response of the binomial blur on the diagonal: (1 + cos w) / 2 along each side."""
+    return ((1 + math.cos(2 * math.pi * cycles / side)) / 2) ** 2
+
+
+def delta_kernel():
+    kernel = torch.zeros(3, 3)
+    kernel[1, 1] = 1
+    return kernel
+
+
+#: A unit whose stream goes through 1 + H, H the binomial blur: the highest frequency falls by log 2 against zero.
+def blur():
+    return filtering(BINOMIAL)
+
+
+#: A unit whose stream goes through 2 - H: the highest frequency rises by log 2 against zero.
+def sharpen():
+    return filtering(delta_kernel() - BINOMIAL)
+
+
+def identity():
+    """A unit that adds zero."""
+    return filtering(torch.zeros(3, 3))
+
+
+class Averaging(nn.Module):
+    """Attention that looks everywhere alike and adds ``gain`` times the mean: it multiplies the DC by 1 + gain."""
+
+    def __init__(self, gain, channels=3):
+        super().__init__()
+        self.query, self.value = nn.Linear(channels, channels), nn.Linear(channels, channels, bias=False)
+        with torch.no_grad():
+            self.query.weight.zero_()
+            self.query.bias.zero_()
+            self.value.weight.copy_(gain * torch.eye(channels))
+        self.project = nn.Identity()
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        weights = (self.query(tokens) @ tokens.transpose(1, 2)).softmax(-1)
+        return self.project((weights @ self.value(tokens)).transpose(1, 2).reshape(x.shape))
+
+
+def averaging(gain):
+    return Residual(Averaging(gain))
+
+
+def decisive(classes=4, strength=50.0):
+    """A model of three units of which only the middle one carries the class, from channels 0..K to K..2K.
+
+    Images must have K channels, channel y the brightest: see `labelled_images`.
+    """
+    branches = [nn.Conv2d(2 * classes, 2 * classes, 1, bias=False) for _ in range(3)]
+    with torch.no_grad():
+        for branch in branches:
+            branch.weight.zero_()
+        for k in range(classes):
+            branches[0].weight[k, k] = 0.5  # louder, the same class
+            branches[1].weight[classes + k, k] = strength
+            branches[2].weight[k, classes + k] = 1.0  # into channels that the head does not read
+    model = tower(*map(Residual, branches), channels=2 * classes, classes=classes, first=stem(classes, 2 * classes))
+    with torch.no_grad():
+        model[-1].weight.zero_()
+        model[-1].bias.zero_()
+        model[-1].weight[:, classes:] = torch.eye(classes)
+    return model
+
+
+def labelled_images(n, classes=4, side=SIDE):
+    """Images whose channel of the label is the brightest, classes in turn."""
+    labels = torch.arange(n) % classes
+    images = 0.01 * noise(n, classes, side, side)
+    images[torch.arange(n), labels] += 1
+    return images, labels
+
+
+@contextlib.contextmanager
+def unchanged(model):
+    """Fails if anything of the model or of torch is different after the block, however the block ends."""
+
+    def everything():
+        return (
+            {name: module.training for name, module in model.named_modules()},
+            {name: tensor.clone() for name, tensor in model.state_dict().items()},
+            [
+                (name, list(hooks))
+                for name, module in model.named_modules()
+                for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+            ],
+            {name: sorted(vars(module)) for name, module in model.named_modules()},
+            [p.requires_grad for p in model.parameters()],
+            (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.backends.mha.get_fastpath_enabled()),
+        )
+
+    before = everything()
+    try:
+        yield
+    finally:
+        after = everything()
+        assert all(torch.equal(tensor, after[1][name]) for name, tensor in before[1].items())
+        assert before[0] == after[0]
+        assert before[2:] == after[2:]

@@ -1,0 +1,157 @@
+"""Intervals against SciPy, against the normal formula, and against what an interval promises: to cover the truth."""
+
+import numpy as np
+import pytest
+from backlight.numerics.bootstrap import CHUNK, counts, mean_interval, statistic_interval
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+
+def sample(n, *shape, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, *shape))
+
+
+def mean_of(values):
+    return lambda weights: weights @ values / weights.sum()
+
+
+# --- against others
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("mean", "percentile"), ("statistic", "basic")])
+def test_the_interval_of_a_mean_is_scipys(ours, theirs):
+    values = np.random.default_rng(1).exponential(size=80)  # skewed, so that the two kinds differ
+    if ours == "mean":
+        found = mean_interval(values, resamples=20_000)
+    else:
+        found = statistic_interval(mean_of(values), 80, resamples=20_000)
+    known = stats.bootstrap((values,), np.mean, method=theirs, n_resamples=20_000, rng=2).confidence_interval
+    assert found.value == pytest.approx(values.mean(), abs=1e-12)
+    width = known.high - known.low
+    assert found.low == pytest.approx(known.low, abs=0.03 * width)
+    assert found.high == pytest.approx(known.high, abs=0.03 * width)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_the_interval_of_many_normal_numbers_is_the_normal_one(level):
+    values = sample(2000)
+    found = mean_interval(values, resamples=5000, level=level)
+    half = stats.norm.ppf((1 + level) / 2) * values.std(ddof=1) / np.sqrt(2000)
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.05)
+
+
+def test_it_covers_the_truth_95_times_of_100():
+    covered = 0
+    for seed in range(500):
+        found = mean_interval(3 + sample(50, seed=seed), resamples=400, seed=seed)
+        covered += bool(found.low < 3 < found.high)
+    assert 0.92 * 500 <= covered <= 0.98 * 500
+
+
+# --- laws
+
+
+def test_the_interval_of_a_statistic_is_that_of_the_mean_reflected_about_it():
+    values = np.random.default_rng(3).exponential(size=40)
+    percentile = mean_interval(values, resamples=300, seed=5)
+    basic = statistic_interval(mean_of(values), 40, resamples=300, seed=5)
+    assert basic.value == pytest.approx(percentile.value)
+    assert basic.low == pytest.approx(2 * percentile.value - percentile.high)
+    assert basic.high == pytest.approx(2 * percentile.value - percentile.low)
+
+
+def test_a_seed_is_a_draw():
+    values = sample(30)
+    assert mean_interval(values, seed=4) == mean_interval(values, seed=4)
+    assert mean_interval(values, seed=4).low != mean_interval(values, seed=5).low
+    statistic = mean_of(values)
+    assert statistic_interval(statistic, 30, seed=4) == statistic_interval(statistic, 30, seed=4)
+
+
+def test_the_same_seed_pairs_two_measurements():
+    """Two columns resampled together: their difference has the interval of the column of differences."""
+    before, noise = sample(60, seed=1), 0.01 * sample(60, seed=2)
+    paired = mean_interval((before + noise) - before)
+    assert paired.high - paired.low < 0.01
+    together = mean_interval(np.stack([before, before + noise], axis=1))
+    alone = mean_interval(before + noise)
+    assert together.low[1] == pytest.approx(alone.low)
+    assert together.high[1] == pytest.approx(alone.high)
+
+
+@given(shape=st.lists(st.integers(1, 3), max_size=2), n=st.integers(2, 12), seed=st.integers(0, 99))
+@settings(deadline=None)
+def test_each_column_has_its_own_interval(shape, n, seed):
+    values = sample(n, *shape, seed=seed)
+    found = mean_interval(values, resamples=50)
+    assert found.value.shape == found.low.shape == found.high.shape == tuple(shape)
+    np.testing.assert_allclose(found.value, values.mean(0))
+    assert (found.low <= found.high).all()
+    for place in np.ndindex(*shape):
+        column = mean_interval(values[(slice(None), *place)], resamples=50)
+        np.testing.assert_allclose(np.array(found)[(slice(None), *place)], column)
+
+
+@pytest.mark.parametrize("resamples", [1, CHUNK - 1, CHUNK, CHUNK + 1, 100])
+def test_a_resample_draws_as_many_images_as_there_are(resamples):
+    drawn = np.concatenate(list(counts(7, resamples, seed=0)))
+    assert drawn.shape == (resamples, 7)
+    assert (drawn.sum(1) == 7).all()
+
+
+def test_images_are_drawn_alike_and_independently():
+    drawn = np.concatenate(list(counts(20, 4000, seed=0)))
+    np.testing.assert_allclose(drawn.mean(0), 1, atol=0.08)
+    np.testing.assert_allclose(drawn.var(), 1 - 1 / 20, atol=0.03)  # binomial: n draws of chance 1 / n
+
+
+# --- edges
+
+
+def test_one_image_has_no_spread():
+    for found in (mean_interval(np.ones((1, 3))), statistic_interval(lambda w: w.sum() * np.ones(3), 1)):
+        assert (found.value == 1).all()
+        assert np.isnan(found.low).all()
+        assert np.isnan(found.high).all()
+
+
+@pytest.mark.parametrize("far", [0.1, 1e8, -1e15])
+def test_a_constant_is_itself_however_far_from_zero(far):
+    found = mean_interval(np.full(37, far))
+    assert [found.low, found.value, found.high] == pytest.approx([far, far, far], rel=1e-15)
+
+
+def test_a_small_spread_far_from_zero_is_kept():
+    values = 1e6 + 1e-6 * sample(50)
+    near, far = mean_interval(values - 1e6), mean_interval(values)
+    assert far.high - far.low == pytest.approx(near.high - near.low, rel=1e-3)
+
+
+def test_resamples_that_know_nothing_are_left_out():
+    """Of images of two classes a resample may draw one class only: its number is NaN and the others decide."""
+    values, kind = np.array([1.0, 2.0, 5.0]), np.array([0.0, 1.0, 1.0])
+
+    def mean_of_the_second_class(weights):
+        chosen = weights * kind
+        return np.array([weights @ values / 3, chosen @ values / chosen.sum() if chosen.any() else np.nan, np.nan])
+
+    found = statistic_interval(mean_of_the_second_class, 3, resamples=500)
+    assert found.value[1] == 3.5
+    assert found.low[1] == pytest.approx(2)
+    assert found.high[1] == pytest.approx(5)
+    assert np.isnan([found.value[2], found.low[2], found.high[2]]).all()
+
+
+def test_an_interval_stays_within_the_range_and_around_the_estimate():
+    """A share of 9 in 10: the reflection would reach above 1.  A distance that is 0: any resample can only be larger."""
+    right = np.repeat([1.0, 0.0], [9, 1])
+    reflected = statistic_interval(mean_of(right), 10)
+    assert reflected.high > 1
+    share = statistic_interval(mean_of(right), 10, within=(0, 1))
+    assert share.high == 1
+    assert share.low == reflected.low
+    distance = statistic_interval(lambda w: abs(w @ np.array([1.0, -1.0] * 20)) / 40, 40, within=(0, 1))
+    assert distance.low == distance.value == distance.high == 0
+    inflated = statistic_interval(lambda w: (w**2).sum() / 40, 40)  # 1 for the images at hand, about 2 resampled
+    assert inflated.low < inflated.value == inflated.high == 1

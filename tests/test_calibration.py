@@ -1,0 +1,333 @@
+"""Calibration: the numbers against netcal and slow loops, then the analysis on models whose answer is known."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from backlight import calibration
+from backlight.errors import UserError
+from backlight.numerics.bootstrap import statistic_interval
+from backlight.numerics.calibration import Scores, reliability, scores, summary
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from known_models import batches, decisive, labelled_images, noise, stem, tower, unchanged
+from torch import nn
+
+
+def classified(n, classes, seed=0, sharpness=2.0):
+    """Logits and labels: right more often than chance, and too sure of it."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (n,), generator=generator)
+    logits = sharpness * torch.randn(n, classes, generator=generator, dtype=torch.float64)
+    logits[torch.arange(n), labels] += sharpness
+    return logits, labels
+
+
+def measured(logits, labels, **settings):
+    return summary(scores(logits, labels), np.ones(len(labels)), **settings)
+
+
+def said(confidence, right):
+    """Scores of images of which only the confidence and the correctness are known."""
+    confidence, right = np.asarray(confidence, float), np.asarray(right, float)
+    nothing = np.zeros(len(confidence))
+    return Scores(nothing, 1 - right, confidence, nothing, nothing, nothing)
+
+
+# --- against others
+
+
+@pytest.mark.parametrize(("classes", "bins"), [(2, 10), (10, 10), (10, 15), (1000, 10)])
+def test_ece_is_netcals(classes, bins):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its dependencies' deprecations
+        from netcal.metrics import ECE
+    logits, labels = classified(500, classes)
+    probabilities = logits.softmax(1)
+    sure, guess = probabilities.max(1)
+    theirs = ECE(bins).measure(sure.numpy(), (guess == labels).long().numpy())
+    if classes > 2:  # of two, netcal takes the second one's probability instead of the larger
+        assert ECE(bins).measure(probabilities.numpy(), labels.numpy()) == pytest.approx(theirs)
+    assert measured(logits, labels, bins=bins)["ece"] == pytest.approx(theirs, abs=1e-12)
+
+
+# --- the definitions, written as loops over images
+
+
+def slowly(logits, labels):
+    """Every metric of the paper's ``ops/tests.py``, image by image."""
+    n, classes = logits.shape
+    right = certain = certain_right = wrong = wrong_uncertain = top5 = nll = brier = 0
+    pairs = []
+    for row, label in zip(logits.softmax(1).tolist(), labels.tolist(), strict=True):
+        guess = row.index(max(row))
+        pairs.append((label, guess, row[guess] > 0.9))
+        right += guess == label
+        certain += row[guess] > 0.9
+        certain_right += row[guess] > 0.9 and guess == label
+        wrong += guess != label
+        wrong_uncertain += guess != label and row[guess] <= 0.9
+        top5 += sum(p > row[label] for p in row) < 5
+        nll -= math.log(row[label])
+        brier += sum((p - (k == label)) ** 2 for k, p in enumerate(row))
+
+    def iou(pairs):
+        shares = []
+        for k in range(classes):
+            hit = sum(label == guess == k for label, guess, _ in pairs)
+            either = sum(k in (label, guess) for label, guess, _ in pairs)
+            shares += [hit / either] if either else []
+        return sum(shares) / len(shares)
+
+    return {
+        "accuracy": right / n, "top5": top5 / n, "nll": nll / n, "brier": brier / n,
+        "acc_90": certain_right / certain, "freq_90": certain / n, "unc_90": wrong_uncertain / wrong,
+        "iou": iou(pairs), "iou_90": iou([pair for pair in pairs if pair[2]]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", [2, 7, 40])
+def test_the_other_metrics_are_their_definitions(classes):
+    logits, labels = classified(300, classes, seed=classes)
+    found = measured(logits, labels)
+    for metric, value in slowly(logits, labels).items():
+        assert found[metric] == pytest.approx(value, abs=1e-12), metric
+
+
+def slow_bins(confidence, right, edges):
+    """Images put into bins (a, b] one by one; the first bin holds 0 too.  -> [(share, confidence, accuracy)]"""
+    rows = []
+    for j, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        inside = [i for i, c in enumerate(confidence) if a < c <= b or (j == 0 and c == 0)]
+        mean = [sum(values[i] for i in inside) / len(inside) if inside else math.nan for values in (confidence, right)]
+        rows.append((len(inside) / len(confidence), *mean))
+    return rows
+
+
+def slow_ece(confidence, right, edges):
+    return sum(share * abs(sure - hit) for share, sure, hit in slow_bins(confidence, right, edges) if share)
+
+
+def slow_adaptive_edges(confidence, bins):
+    """The image at each 1 / bins of the sorted images ends a bin."""
+    ordered, n = sorted(confidence), len(confidence)
+    ends = {ordered[math.ceil(n * k / bins) - 1] for k in range(1, bins)}
+    return sorted({0.0, 1.0} | ends)
+
+
+shares = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]))
+images = st.lists(st.tuples(shares, st.booleans()), min_size=1, max_size=30)
+
+
+@given(seen=images, bins=st.sampled_from([1, 2, 10, 15]))
+@settings(deadline=None)
+def test_binned_metrics_are_their_definitions(seen, bins):
+    confidence, right = (list(map(float, column)) for column in zip(*seen, strict=True))
+    found = summary(said(confidence, right), np.ones(len(seen)), bins=bins)
+    edges = np.linspace(0, 1, bins + 1)
+    assert found["ece"] == pytest.approx(slow_ece(confidence, right, edges), abs=1e-12)
+    assert found["adaptive_ece"] == pytest.approx(
+        slow_ece(confidence, right, slow_adaptive_edges(confidence, bins)), abs=1e-12
+    )
+    signed = sum(confidence) / len(seen) - sum(right) / len(seen)  # bins do not matter to a signed sum
+    assert found["signed_ece"] == pytest.approx(signed, abs=1e-12)
+    assert found["ece"] >= abs(signed) - 1e-12
+
+
+@given(seen=images, bins=st.sampled_from([1, 10, 100]))
+@settings(deadline=None)
+def test_the_reliability_diagram_is_its_definition_and_sums_to_ece(seen, bins):
+    confidence, right = (list(map(float, column)) for column in zip(*seen, strict=True))
+    drawn = reliability(said(confidence, right), np.ones(len(seen)), bins=bins)
+    slow = np.array(slow_bins(confidence, right, np.linspace(0, 1, bins + 1)))
+    np.testing.assert_allclose(drawn.share, slow[:, 0], atol=1e-12)
+    np.testing.assert_allclose(drawn.confidence, slow[:, 1], atol=1e-12)
+    np.testing.assert_allclose(drawn.accuracy, slow[:, 2], atol=1e-12)
+    ece = np.nansum(drawn.share * np.abs(drawn.accuracy - drawn.confidence))
+    assert summary(said(confidence, right), np.ones(len(seen)), bins=bins)["ece"] == pytest.approx(ece, abs=1e-12)
+
+
+@given(seen=st.integers(1, 12), often=st.data())
+@settings(deadline=None)
+def test_counting_an_image_often_is_repeating_it(seen, often):
+    counts = often.draw(st.lists(st.integers(0, 4), min_size=seen, max_size=seen).filter(any))
+    s = scores(*classified(seen, 4, seed=seen))
+    weighted = np.array(counts, float)
+    repeated = Scores(*(np.repeat(column, counts) for column in s))
+    once = np.ones(len(repeated.label))
+    for bins in (3, 10):
+        left, right = summary(s, weighted, bins=bins), summary(repeated, once, bins=bins)
+        np.testing.assert_allclose(list(left.values()), list(right.values()), atol=1e-12)
+        np.testing.assert_allclose(reliability(s, weighted, bins=bins), reliability(repeated, once, bins=bins), atol=1e-12)
+
+
+# --- edges
+
+
+@pytest.mark.parametrize("classes", [100, 1000])
+def test_the_perfectly_confident_predictor_of_accuracy_one_percent(classes):
+    """The authors' code loses confidences of exactly 1.0 and finds 0.01."""
+    labels = torch.arange(100) % classes
+    logits = torch.zeros(100, classes)
+    logits[:, 7] = 1e4
+    found = measured(logits, labels)
+    assert found["accuracy"] == 0.01
+    assert found["ece"] == found["signed_ece"] == found["adaptive_ece"] == pytest.approx(0.99)
+    assert found["freq_90"] == 1
+    assert found["unc_90"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_extreme_logits_have_a_finite_nll(dtype):
+    logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]], dtype=dtype)
+    found = measured(logits, torch.tensor([1, 1]))
+    assert found["nll"] == pytest.approx(1e4, rel=1e-3)
+    assert found["brier"] == 1
+
+
+def test_uniform_guessing():
+    found = measured(torch.zeros(1000, 1000), torch.arange(1000))
+    assert found["nll"] == pytest.approx(math.log(1000))
+    assert found["brier"] == pytest.approx(1 - 1 / 1000)
+    assert found["accuracy"] == pytest.approx(1 / 1000)
+    assert found["ece"] == pytest.approx(0)
+
+
+def test_top_5_of_3_classes_is_always_right():
+    assert measured(*classified(20, 3))["top5"] == 1
+
+
+def test_a_ratio_of_nothing_is_not_a_number():
+    found = measured(torch.zeros(4, 10), torch.zeros(4, dtype=torch.long))  # nobody is certain, and class 0 is guessed
+    assert math.isnan(found["acc_90"])
+    assert math.isnan(found["iou_90"])
+    assert math.isnan(found["unc_90"])
+    assert found["iou"] == 1
+
+
+@given(n=st.integers(2, 60), classes=st.sampled_from([2, 10]), bins=st.sampled_from([5, 10, 40]), seed=st.integers(0, 99))
+@settings(max_examples=15, deadline=None)
+def test_eces_interval_covers_its_estimate(n, classes, bins, seed):
+    """Resampling inflates ECE, so that a percentile interval may lie above the estimate altogether."""
+    s = scores(*classified(n, classes, seed=seed))
+    found = statistic_interval(
+        lambda w: np.array(list(summary(s, w, bins=bins).values())[4:7]), n, resamples=60, within=([0, -1, 0], 1)
+    )
+    assert (found.low <= found.value).all()
+    assert (found.value <= found.high).all()
+    assert (found.low[[0, 2]] >= 0).all()
+
+
+# --- the analysis
+
+
+def found_by(model, data, **settings):
+    return {row["metric"]: row for row in calibration(model, data, **settings).rows()}
+
+
+class Echo(nn.Module):
+    """Returns what it is given: images (B, K, 1, 1) are its logits."""
+
+    def forward(self, images):
+        return images.flatten(1)
+
+
+def test_the_analysis_measures_what_the_numbers_say():
+    logits, labels = classified(60, 10)
+    result = calibration(Echo(), batches(logits[:, :, None, None].float(), 16, labels), resamples=50)
+    known = measured(logits.float(), labels)
+    assert {row["metric"]: row["value"] for row in result.rows()} == pytest.approx(known)
+    assert result.evidence["images"] == 60
+    assert result.arrays["reliability"].shape == (3, 3, 10)
+    np.testing.assert_allclose(
+        result.arrays["reliability"][0], reliability(scores(logits.float(), labels), np.ones(60)), atol=1e-12
+    )
+
+
+def test_every_number_lies_in_its_interval_and_every_interval_in_its_range():
+    logits, labels = classified(40, 5, sharpness=3.0)
+    for metric, row in found_by(Echo(), batches(logits[:, :, None, None].float(), 40, labels)).items():
+        assert row["low"] <= row["value"] <= row["high"], metric
+        assert row["low"] >= (-1 if metric == "signed_ece" else 0), metric
+        assert row["high"] <= {"nll": math.inf, "brier": 2}.get(metric, 1), metric
+
+
+def test_the_interval_of_accuracy_is_about_the_normal_one():
+    labels = torch.arange(400) % 2
+    logits = 9.0 * torch.stack([labels == 0, labels == 1], dim=1)
+    logits[:80] = logits[:80].flip(1)  # 80% right
+    row = found_by(Echo(), batches(logits[:, :, None, None], 100, labels), resamples=2000)["accuracy"]
+    half = 1.96 * math.sqrt(0.8 * 0.2 / 400)
+    assert row["value"] == pytest.approx(0.8)
+    assert row["high"] - row["low"] == pytest.approx(2 * half, rel=0.08)
+
+
+def test_batches_do_not_matter():
+    images, labels = labelled_images(12)
+    model = decisive(strength=1.0)
+    one, three = (calibration(model, batches(images, size, labels), resamples=50) for size in (12, 4))
+    for a, b in zip(one.rows(), three.rows(), strict=True):
+        assert list(a.values())[2:] == pytest.approx(list(b.values())[2:], abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize(("strength", "verdict"), [(0.1, "holds"), (50.0, "does not hold")])
+def test_the_claim_is_decided_by_the_sign_of_confidence_minus_accuracy(strength, verdict):
+    """A model that is always right and hardly sure is under-confident; one always sure and often wrong is not."""
+    images, labels = labelled_images(40)
+    if verdict == "does not hold":
+        labels = labels.roll(1)
+    (claim,) = calibration(decisive(strength=strength), batches(images, 20, labels), resamples=100).claims
+    assert claim.verdict == verdict
+    assert claim.low <= claim.value <= claim.high
+
+
+def test_a_calibrated_model_leaves_the_claim_undecided():
+    logits, labels = torch.zeros(40, 2, 1, 1), torch.arange(40) % 2  # half sure, half right
+    (claim,) = calibration(Echo(), batches(logits, 40, labels), resamples=100).claims
+    assert claim.verdict == "undecided"
+
+
+def test_models_without_units_are_measured_too():
+    images, labels = noise(8, 3, 8, 8), torch.arange(8) % 4
+    model = nn.Sequential(stem(3), nn.Flatten(), nn.Linear(192, 4))
+    with unchanged(model.train()):
+        assert calibration(model, batches(images, 4, labels), resamples=10).evidence["images"] == 8
+
+
+@pytest.mark.parametrize(
+    ("model", "labels", "says"),
+    [
+        (tower(classes=4), torch.tensor([0, 1, 2, 4]), "label 4 .* classes are 0 to 3"),
+        (tower(classes=4), torch.tensor([0, 1, -1, 3]), "label -1 "),
+        (tower(classes=4), None, "data have none"),
+        (tower(classes=4), torch.eye(4), r"labels of shape \(4, 4\)"),
+        (tower(classes=4), torch.tensor([0.0, 1, 2, 3]), "type float32"),
+        (tower(classes=4), torch.tensor([0, 1]), r"each of 4 images.*shape \(2,\)"),
+        (stem(3), torch.tensor([0, 1, 2, 3]), r"returns \(4, 3, 8, 8\)"),
+        (nn.Sequential(tower(classes=4), nn.Softmax(1)), torch.tensor([0, 1, 2, 3]), "probabilities"),
+    ],
+)
+def test_refuses_in_one_sentence(model, labels, says):
+    images = noise(4, 3, 8, 8)
+    with unchanged(model.train()), pytest.raises(UserError, match=says) as refusal:
+        calibration(model, [images if labels is None else (images, labels)])
+    assert "\n" not in str(refusal.value)
+
+
+def test_integers_of_any_width_are_labels():
+    images, labels = labelled_images(8)
+    for dtype in (torch.int16, torch.int32, torch.uint8):
+        row = found_by(decisive(), batches(images, 8, labels.to(dtype)), resamples=10)["accuracy"]
+        assert row["value"] == 1
+
+
+def test_needs_a_bin():
+    with pytest.raises(UserError, match="at least 1 bin"):
+        calibration(tower(), [noise(2, 3, 8, 8)], bins=0)
+
+
+def test_needs_images():
+    with pytest.raises(UserError, match="no images"):
+        calibration(tower(), [])
