@@ -87,15 +87,16 @@ def identity():
 
 
 class Averaging(nn.Module):
-    """Attention that looks everywhere alike and adds ``gain`` times the mean: it multiplies the DC by 1 + gain."""
+    """Attention that looks everywhere alike: its value matrix times the mean over places, everywhere."""
 
-    def __init__(self, gain, channels=3):
+    def __init__(self, value):
         super().__init__()
+        channels = len(value)
         self.query, self.value = nn.Linear(channels, channels), nn.Linear(channels, channels, bias=False)
         with torch.no_grad():
             self.query.weight.zero_()
             self.query.bias.zero_()
-            self.value.weight.copy_(gain * torch.eye(channels))
+            self.value.weight.copy_(value)
         self.project = nn.Identity()
 
     def forward(self, x):
@@ -104,29 +105,44 @@ class Averaging(nn.Module):
         return self.project((weights @ self.value(tokens)).transpose(1, 2).reshape(x.shape))
 
 
-def averaging(gain):
-    return Residual(Averaging(gain))
+def averaging(gain, channels=3):
+    """A unit that multiplies the DC by 1 + gain and leaves all other frequencies."""
+    return Residual(Averaging(gain * torch.eye(channels)))
 
 
-def decisive(classes=4, strength=50.0):
-    """A model of three units of which only the middle one carries the class, from channels 0..K to K..2K.
-
-    Images must have K channels, channel y the brightest: see `labelled_images`.
-    """
-    branches = [nn.Conv2d(2 * classes, 2 * classes, 1, bias=False) for _ in range(3)]
+def pointwise(weight):
+    """A unit that adds a mixture of channels at each place: an MLP without its nonlinearity."""
+    branch = nn.Conv2d(*weight.shape[::-1], 1, bias=False)
     with torch.no_grad():
-        for branch in branches:
-            branch.weight.zero_()
-        for k in range(classes):
-            branches[0].weight[k, k] = 0.5  # louder, the same class
-            branches[1].weight[classes + k, k] = strength
-            branches[2].weight[k, classes + k] = 1.0  # into channels that the head does not read
-    model = tower(*map(Residual, branches), channels=2 * classes, classes=classes, first=stem(classes, 2 * classes))
+        branch.weight.copy_(weight[:, :, None, None])
+    return Residual(branch)
+
+
+def deciding(classes, strength=50.0):
+    """The channel mixture that copies the channels 0..K of the images into K..2K, which the head reads."""
+    weight = torch.zeros(2 * classes, 2 * classes)
+    weight[classes:, :classes] = strength * torch.eye(classes)
+    return weight
+
+
+def reading_upper_channels(*units, classes=4):
+    """A model that sees a class only if one of its units has put it into the channels K..2K; see `labelled_images`."""
+    model = tower(*units, channels=2 * classes, classes=classes, first=stem(classes, 2 * classes))
     with torch.no_grad():
         model[-1].weight.zero_()
         model[-1].bias.zero_()
         model[-1].weight[:, classes:] = torch.eye(classes)
     return model
+
+
+def decisive(classes=4, strength=50.0):
+    """Three units of which only the middle one decides: the first makes the image louder, the last writes elsewhere."""
+    louder, elsewhere = torch.zeros(2, 2 * classes, 2 * classes)
+    louder[:classes, :classes] = 0.5 * torch.eye(classes)
+    elsewhere[:classes, classes:] = torch.eye(classes)
+    return reading_upper_channels(
+        pointwise(louder), pointwise(deciding(classes, strength)), pointwise(elsewhere), classes=classes
+    )
 
 
 def labelled_images(n, classes=4, side=SIDE):

@@ -301,7 +301,7 @@ def test_models_without_units_are_measured_too():
     [
         (tower(classes=4), torch.tensor([0, 1, 2, 4]), "label 4 .* classes are 0 to 3"),
         (tower(classes=4), torch.tensor([0, 1, -1, 3]), "label -1 "),
-        (tower(classes=4), None, "data have none"),
+        (tower(classes=4), None, "no tensor of them"),
         (tower(classes=4), torch.eye(4), r"labels of shape \(4, 4\)"),
         (tower(classes=4), torch.tensor([0.0, 1, 2, 3]), "type float32"),
         (tower(classes=4), torch.tensor([0, 1]), r"each of 4 images.*shape \(2,\)"),

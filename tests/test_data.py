@@ -623,6 +623,12 @@ def test_shards_are_read_in_order(tmp_path, workers):
             torch.stack([torch.tensor(some_pixels(i)) for i in range(5)]).permute(0, 3, 1, 2),
         )
     assert (data.images, len(data)) == (5, 3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shards_that_are_not_as_asked_for_are_refused(tmp_path, workers):
+    pytest.importorskip("webdataset")
+    path = write_shards(tmp_path / "set", promised=5)
     assert "only be read in order" in sentence(f"wds/{path}", limit=2)
     assert "no split" in sentence(f"wds/{path}", split="train")
     short = write_shards(tmp_path / "short", promised=5, bad=3)  # timm's reader leaves the bad one out

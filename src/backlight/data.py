@@ -104,6 +104,7 @@ class Data:
                 self._kept.append(self.loader())
             for batch in self._kept[0] if alone else self.loader():
                 if isinstance(batch, UserError):
+                    self._kept.clear()  # the workers end now: held by a traceback they would block its collection
                     raise batch
                 images, labels = batch
                 yield images, labels
@@ -397,9 +398,10 @@ def default_workers(image_pixels: int) -> int:
 
 
 def readable(images: ImageSet) -> ImageSet:
-    """The set without the images that cannot be decoded, which `skipped` names."""
-    checks = loader(Prepared(images, no_pixels, (0,)), 64, default_workers(224 * 224), collate=list)
-    good = np.array([not isinstance(item, UserError) for batch in checks for item in batch])
+    """The set without the images that cannot be decoded, which `skipped` names.  Errors: none can."""
+    decoding = loader(Prepared(images, no_pixels, (0,)), 64, default_workers(224 * 224), collate=list)
+    good = np.array([not isinstance(item, UserError) for batch in decoding for item in batch])
+    del decoding
     if not good.any():
         raise UserError(
             f"none of the {len(images)} images of {images.name} can be read, beginning with {images.where(0)}"

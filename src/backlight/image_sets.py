@@ -597,7 +597,7 @@ def hub_offline_if_told() -> Iterator[None]:
 
 # Hashes and sentences
 
-HASHED_BYTES = 1 << 30  # a second of hashing; ImageNet's parquet files would take minutes
+HASHED_BYTES = 1 << 29  # about a second of hashing; ImageNet's parquet files would take minutes
 
 
 def sha256_of_files(files: Sequence[Path]) -> tuple[str, str]:

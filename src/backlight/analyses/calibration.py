@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -93,11 +92,11 @@ class Confidence:
 def labelled(logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """Logits (B, K) and labels (B,) that fit each other.  Errors: UserError naming what does not."""
     if labels is None:
-        raise UserError("this analysis compares predictions with labels, and the data have none")
+        raise UserError("this analysis compares predictions with labels, and the data give no tensor of them")
     if logits.ndim != 2:
         raise UserError(f"this analysis needs class scores of shape (images, classes), and the model returns {tuple(logits.shape)}")
-    if bool((logits >= 0).all()) and torch.allclose(logits.float().sum(1), torch.ones(len(logits), device=logits.device), atol=1e-3):
-        raise UserError("the model returns probabilities, and this analysis needs logits; give the model without its softmax")
+    if (logits >= 0).all() and (logits.float().sum(1) - 1).abs().max() < 1e-2:
+        raise UserError("the model returns probabilities, and this analysis needs logits; leave out its softmax")
     if labels.shape != logits.shape[:1] or labels.is_floating_point():
         raise UserError(
             f"this analysis needs a class number for each of {len(logits)} images, and the data have labels of shape "

@@ -23,7 +23,7 @@ from ..numerics.bootstrap import mean_interval
 from ..numerics.calibration import scores
 from ..result import Claim, Result, Row
 from .calibration import labelled
-from .single_pass import described, fit, refuse_other_classes, split
+from .single_pass import described, fit, named, refuse_other_classes, split
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,19 +40,21 @@ def lesion(
     """Accuracy and NLL without each unit, and the change from the whole model with a paired 95% interval over images.
 
     The images are read once; each batch runs once whole and once without each unit.
-    Errors: UserError if the model has no residual units, or the data no labels.
+    Units that cannot be removed are left out and named in the evidence.
+    Errors: UserError if the model has no residual units that can be removed, or the data no labels.
     """
     started = time.perf_counter()
-    found: list[Unit] | None = None
+    found: list[Unit] = []
+    left_out: list[Unit] = []
     kept: list[np.ndarray] = []  # (units + 1, 2, B): correct and NLL, the whole model first
     with evaluating(model), torch.inference_mode():
         for images, labels in split(data):
             images = fit(images, model)
-            if found is None:
+            if not kept:
                 refuse_other_classes(next(tensors(model(images[:1]))), data)
-                found = removable(model, images[:2])
+                found, left_out = removable(model, images[:2])
             kept.append(np.stack([_scores(model, images, labels, unit) for unit in [None, *found]]))
-    if found is None:
+    if not kept:
         raise UserError("no images: the data are empty")
     seen = np.concatenate(kept, axis=2)
     change = seen[1:] - seen[:1]
@@ -62,17 +64,21 @@ def lesion(
     table += [_row(described(u), seen[i + 1], value[i], low[i], high[i]) for i, u in enumerate(found)]
     facts = evidence(model, data, images=seen.shape[2], resamples=resamples, seed=seed) | {
         "seconds": round(time.perf_counter() - started, 3),
+        "left_out": [named(unit) for unit in left_out],
         "whole": {"accuracy": [float(x[0]) for x in whole], "nll": [float(x[1]) for x in whole]},
     }
     return Lesion(name or type(model).__name__, table, _claims(found, change[:, 0], resamples, seed), facts)
 
 
-def removable(model: nn.Module, images: Tensor) -> list[Unit]:
-    """The units that can be silenced.  Errors: UserError if there are none."""
+def removable(model: nn.Module, images: Tensor) -> tuple[list[Unit], list[Unit]]:
+    """The units that can be silenced, and those that cannot.  Errors: UserError if none can."""
     found = units(model, images)
     if not found:
         raise UserError(f"{type(model).__name__} has no residual units, so there is nothing a lesion could leave out")
-    return [unit for unit in found if unit.branch]
+    chosen = [unit for unit in found if unit.branch]
+    if not chosen:
+        raise UserError(f"no unit of {type(model).__name__} can be removed: no module returns what they add")
+    return chosen, [unit for unit in found if not unit.branch]
 
 
 def _scores(model: nn.Module, images: Tensor, labels: Tensor | None, unit: Unit | None) -> np.ndarray:

@@ -95,6 +95,9 @@ def single_pass(
     images_seen = 0
     with evaluating(model), torch.inference_mode(), reading(model, anatomy.places, visit):
         for images, labels in itertools.chain([first], batches):
+            if streaming and images.shape[2:] != first[0].shape[2:]:
+                sizes = " and ".join(f"{h} x {w}" for h, w in (first[0].shape[2:], images.shape[2:]))
+                raise UserError(f"the data hold images of {sizes}, whose feature maps differ; bring them to one size")
             logits = next(tensors(model(fit(images, model))))
             if images_seen == 0 and any(reducer.reads_labels for reducer in running):
                 refuse_other_classes(logits, data)
@@ -121,21 +124,25 @@ def read_anatomy(model: nn.Module, images: Tensor, at: Sequence[str] | None) -> 
         raise UserError(
             f"{type(model).__name__} has no residual units; name the places to read, for instance {suggestion(model)}"
         )
-    readable = places(found)
-    if not readable:
+    anatomy = Anatomy(found, [tap for tap in places(found) if min(tap.layout.size) > 1])  # type: ignore[union-attr]
+    if len(unreadable(anatomy)) == len(found):
         what = f"at {', '.join(at)}" if at else "between its units"
         raise UserError(f"{type(model).__name__} carries no feature map {what}; name modules that return one with --at")
-    return Anatomy(found, readable)
+    return anatomy
 
 
 def split(data: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Batches as (images, labels), labels None where there are none."""
+    """Batches as (images, labels), labels None where there are none.  Errors: UserError if these are no batches."""
     for batch in data:
-        if isinstance(batch, Tensor):
-            yield batch, None
-        else:
-            images, labels, *_ = batch
-            yield images, labels
+        images, labels, *_ = (batch, None) if isinstance(batch, Tensor) else (*batch, None, None)
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            what = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(batch).__name__}"
+            raise UserError(f"data must yield batches of images (B, C, H, W), alone or with labels, and this yields {what}")
+        if not images.is_floating_point():
+            kind = str(images.dtype).removeprefix("torch.")
+            raise UserError(f"the images are pixels of type {kind}; scale and normalise them as the model was trained")
+        if len(images):
+            yield images, labels if isinstance(labels, Tensor) else None
 
 
 def refuse_other_classes(logits: Tensor, data: Any) -> None:
@@ -149,8 +156,13 @@ def refuse_other_classes(logits: Tensor, data: Any) -> None:
 
 
 def unreadable(anatomy: Anatomy) -> list[str]:
-    """The units whose stream could not be read as a map, each with its module."""
-    return [f"unit {u.index} ({u.module})" for u in anatomy.units if anatomy.after(u) is None]
+    """The units after which the stream is no map with two rows and two columns at least, each with its module."""
+    return [named(unit) for unit in anatomy.units if anatomy.after(unit) is None]
+
+
+def named(unit: Unit) -> str:
+    """A unit as evidence names it."""
+    return f"unit {unit.index} ({unit.module})"
 
 
 def described(unit: Unit) -> dict[str, Any]:

@@ -116,8 +116,10 @@ class Spread:
         for kind, (sign, statement) in CLAIMS.items():
             with np.errstate(divide="ignore", invalid="ignore"):
                 steps = [np.log(seen[after] / seen[before]) for before, after in self.anatomy.transforms([kind])]
-            if steps and np.isfinite(steps).all():
-                interval = mean_interval(np.mean(steps, axis=0), resamples=resamples, seed=seed)
+            change = np.mean(steps, axis=0) if steps else np.empty(0)
+            change = change[np.isfinite(change)]  # a blank image has no variance that could grow or shrink
+            if len(change):
+                interval = mean_interval(change, resamples=resamples, seed=seed)
                 quantity = f"log of variance after over before, mean of {len(steps)} {kind} units (nepers)"
                 claims.append(Claim.of_sign(sign, interval, statement=statement, source="Figure 9", quantity=quantity))  # type: ignore[arg-type]
         return claims

@@ -37,17 +37,13 @@ class WindowAttention(nn.Module):
         rows, columns = min(self.window, h), min(self.window, w)
         below, right = -h % rows, -w % columns
         x = F.pad(x, (0, right, 0, below))
-        q, k, v = windows(self.qkv(x), rows, columns).unflatten(2, (3, self.heads, self.dim_head)).unbind(2)
+        qkv = windows(self.qkv(x), rows, columns).unflatten(2, (3, self.heads, self.dim_head))
+        q, k, v = qkv.transpose(1, 3).unbind(2)  # each (windows, heads, pixels, dim_head)
         mask = self.bias(rows, columns)
         if below or right:
-            keys = windows(
-                F.pad(x.new_ones(1, 1, h, w), (0, right, 0, below)), rows, columns
-            )  # 1 where there is a pixel
-            mask = mask.masked_fill(keys.transpose(1, 2)[:, None] == 0, float("-inf")).repeat(len(x), 1, 1, 1)
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask.to(q.dtype)
-        )
-        out = out.transpose(1, 2).flatten(2)
+            keys = windows(inside(h, w, below, right, x.device), rows, columns).transpose(1, 2)[:, None]
+            mask = mask.masked_fill(~keys, float("-inf")).repeat(len(x), 1, 1, 1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype)).transpose(1, 2).flatten(2)
         return self.out(from_windows(out, rows, columns, h + below, w + right)[..., :h, :w])
 
     def bias(self, rows: int, columns: int) -> Tensor:
@@ -67,6 +63,12 @@ def relative_index(window: int) -> Tensor:
     position = torch.arange(window)
     offset = position[None, :] - position[:, None] + window - 1  # key - query, moved to start at 0
     return offset[:, None, :, None] * (2 * window - 1) + offset[None, :, None, :]
+
+
+def inside(h: int, w: int, below: int, right: int, device: torch.device) -> Tensor:
+    """Which pixels of a padded map were there before.  Shapes: () -> (1, 1, h + below, w + right) of truth values."""
+    rows, columns = torch.arange(h + below, device=device) < h, torch.arange(w + right, device=device) < w
+    return (rows[:, None] & columns)[None, None]
 
 
 def windows(x: Tensor, rows: int, columns: int) -> Tensor:

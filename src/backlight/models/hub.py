@@ -6,6 +6,7 @@ Hub clients retry for most of a minute before they give up; one connection attem
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 import torch
 from huggingface_hub import constants
+from safetensors import SafetensorError
 
 from ..errors import Unavailable, UserError
 
@@ -49,15 +51,23 @@ def hub_or_cache(name: str, *, needed: str = "weights") -> Iterator[None]:
     reason, before = why_offline(constants.ENDPOINT), constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or bool(reason)
     try:
+        with fetching(name, constants.HF_HUB_CACHE, needed=needed, reason=reason):
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def fetching(name: str, folder: str | Path, *, needed: str = "weights", reason: str = "") -> Iterator[None]:
+    """Within the block, a file that is missing or broken becomes Unavailable, one sentence that says where it goes."""
+    try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if not of_the_network(error):
+        if not about_a_file(error):
             raise
-        raise missing(name, reason or first_line(error), constants.HF_HUB_CACHE, needed=needed) from error
-    finally:
-        constants.HF_HUB_OFFLINE = before
+        raise missing(name, reason or first_line(error), folder, needed=needed) from error
 
 
 def refuse_unreachable(name: str, *, url: str = "", repository: str = "") -> None:
@@ -68,9 +78,14 @@ def refuse_unreachable(name: str, *, url: str = "", repository: str = "") -> Non
     if repository:
         folder, file, url = Path(constants.HF_HUB_CACHE), "models--" + repository.replace("/", "--"), constants.ENDPOINT
     else:
-        folder, file = Path(torch.hub.get_dir(), "checkpoints"), Path(urlsplit(url).path).name
+        folder, file = checkpoints(), Path(urlsplit(url).path).name
     if not (folder / file).exists() and (reason := why_offline(url)):
         raise missing(name, reason, folder)
+
+
+def checkpoints() -> Path:
+    """Where torch, torchvision and timm keep weights that they downloaded from a plain address."""
+    return Path(torch.hub.get_dir(), "checkpoints")
 
 
 def missing(name: str, reason: str, folder: str | Path, *, needed: str = "weights") -> Unavailable:
@@ -79,9 +94,12 @@ def missing(name: str, reason: str, folder: str | Path, *, needed: str = "weight
     return Unavailable(f"no {needed} for {name} here: {reason}; {remedy}put the files into {folder}")
 
 
-def of_the_network(error: Exception) -> bool:
-    """Whether an exception says that something could not be fetched."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in NETWORK_LIBRARIES
+def about_a_file(error: Exception) -> bool:
+    """Whether an exception says that a file could not be fetched, found or read."""
+    if isinstance(error, RuntimeError):  # torch has no type of its own for a truncated or altered download
+        return "PytorchStreamReader" in str(error) or "invalid hash value" in str(error)
+    known = (OSError, EOFError, pickle.UnpicklingError, SafetensorError)
+    return isinstance(error, known) or type(error).__module__.partition(".")[0] in NETWORK_LIBRARIES
 
 
 def first_line(error: Exception) -> str:

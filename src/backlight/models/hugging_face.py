@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import Unavailable, UserError
-from .hub import hub_or_cache
+from .hub import fetching, first_line, hub_or_cache
 from .preprocessing import with_preprocessing
 from .spelling import Spelling, blaming_arguments
 
@@ -32,7 +32,7 @@ def from_hugging_face(spelling: Spelling, *, pretrained: bool, num_classes: int 
     architectures = config.architectures or ["ForImageClassification"]
     classifies = num_classes is not None or any("ForImageClassification" in name for name in architectures)
     kind, new_head = AutoModelForImageClassification if classifies else AutoModel, num_classes is not None
-    with hub_or_cache(str(spelling)), blaming_arguments(spelling), quiet():
+    with reading(spelling), blaming_arguments(spelling):
         if pretrained:
             model, report = kind.from_pretrained(
                 repository(spelling), config=config, ignore_mismatched_sizes=new_head, output_loading_info=True
@@ -51,10 +51,12 @@ def configuration(spelling: Spelling, num_classes: int | None) -> Any:
     overrides = {("image_size" if name == "img_size" else name): value for name, value in spelling.arguments.items()}
     if num_classes is not None:
         overrides["num_labels"] = num_classes
-    with hub_or_cache(str(spelling), needed="configuration"), quiet():
+    with reading(spelling, needed="configuration"):
         config, unknown = AutoConfig.from_pretrained(repository(spelling), return_unused_kwargs=True, **overrides)
-    if unknown:
-        raise UserError(f"{spelling} takes no argument {next(iter(unknown))}")
+    if config.model_type == "timm_wrapper":
+        raise UserError(f"{spelling} is a timm model: say hf-hub:{spelling.name}")
+    if strange := [name for name in unknown if name != "image_size"]:  # a model without it takes any size
+        raise UserError(f"{spelling} takes no argument {strange[0]}")
     return config
 
 
@@ -66,27 +68,40 @@ def repository(spelling: Spelling) -> str:
     return name
 
 
+@contextmanager
+def reading(spelling: Spelling, *, needed: str = "weights") -> Iterator[None]:
+    """Within the block, files come from the folder alone, or from the hub and its cache; failures are one sentence."""
+    place = repository(spelling)
+    local = fetching(str(spelling), place, needed=needed) if os.path.isdir(place) else None
+    with local or hub_or_cache(str(spelling), needed=needed), quiet():
+        try:
+            yield
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{spelling} is no image model that transformers can build: {first_line(error)}") from error
+
+
 def preprocessing(spelling: Spelling, config: Any, *, pretrained: bool) -> dict[str, Any]:
     """What timm calls pretrained_cfg, from the image processor; ImageNet's, with a warning, where there is none."""
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     from transformers import AutoImageProcessor
 
-    channels, side = getattr(config, "num_channels", 3), getattr(config, "image_size", 224)
+    asked = spelling.arguments.get("img_size", spelling.arguments.get("image_size"))
+    channels, side = getattr(config, "num_channels", 3), asked or getattr(config, "image_size", 224)
     try:
-        with hub_or_cache(str(spelling), needed="image processor"):
+        with reading(spelling, needed="image processor"):
             told = AutoImageProcessor.from_pretrained(repository(spelling)).to_dict()
-    except (Unavailable, OSError, ValueError):
+    except UserError:
         if pretrained:
             warnings.warn(f"{spelling} has no image processor: ImageNet's mean and std are assumed", stacklevel=2)
         told = {"do_normalize": True, "image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
         told |= {"resample": 3, "size": side}
     if told.get("do_flip_channel_order"):
         raise UserError(f"{spelling} wants its colours as BGR, which Backlight does not read; timm may have it as RGB")
-    size, crop_pct, crop_mode = geometry(told)
-    if spelling.arguments.keys() & {"image_size", "img_size"}:
-        size = pair(side)
+    size, crop_pct, crop_mode = geometry({"size": side} | told)
     return {
-        "input_size": (channels, *size),
+        "input_size": (channels, *(pair(asked) if asked else size)),
         "mean": tuple(told["image_mean"]) if told.get("do_normalize") else (0.0,) * channels,
         "std": tuple(told["image_std"]) if told.get("do_normalize") else (1.0,) * channels,
         "interpolation": INTERPOLATIONS[int(told.get("resample", 2))],

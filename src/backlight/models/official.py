@@ -73,7 +73,7 @@ def our_name(name: str) -> str:
 def official_arguments(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What to build: the arguments of AlterNet.  ``dim_head`` is 64, as in all the official models."""
     blocks = sorted({(int(m[1]), int(m[2])) for name in state if (m := re.match(r"layer(\d+)\.(\d+)\.", name))})
-    stem = next((name for name in state if STEM.match(name)), "")
+    stem = next((name for name, tensor in state.items() if STEM.match(name) and tensor.ndim == 4), "")
     if missing := [name for name in (stem, "layer1.0.conv1.weight", DENSE) if name not in state]:
         raise UserError(
             f"not an AlterNet of the authors' repository: no {missing[0] or 'layer0.layer0.0.weight'}; "

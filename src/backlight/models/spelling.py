@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import UserError, did_you_mean
 
+FAULTS = (TypeError, ValueError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError)
 SOURCES = ("torchvision", "hf", "hf-hub", "local-dir", "official", "word")
 
 
@@ -82,7 +83,7 @@ def blaming_arguments(spelling: Spelling, known: Iterable[str] = ()) -> Iterator
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown and unknown[1] in spelling.arguments:
             raise UserError(f"{spelling} takes no argument {unknown[1]}{did_you_mean(unknown[1], known)}") from error
-        if not spelling.arguments or isinstance(error, OSError):
+        if not spelling.arguments or not isinstance(error, FAULTS):
             raise
         given = ", ".join(f"{name}={value!r}" for name, value in spelling.arguments.items())
         reason = " ".join(str(error).split())[:300] or type(error).__name__

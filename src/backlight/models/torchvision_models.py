@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from ..errors import UserError, did_you_mean
-from .hub import refuse_unreachable
+from .hub import checkpoints, fetching, refuse_unreachable
 from .preprocessing import with_preprocessing
 from .spelling import Spelling, blaming_arguments
 
@@ -32,7 +32,7 @@ def from_torchvision(spelling: Spelling, *, pretrained: bool, num_classes: int |
         arguments["weights"] = weights
     elif num_classes is not None:
         arguments["num_classes"] = num_classes
-    with blaming_arguments(spelling):
+    with fetching(str(spelling), checkpoints()), blaming_arguments(spelling):
         model = torchvision.models.get_model(name, **arguments)
     if pretrained and num_classes not in (None, len(weights.meta["categories"])):
         replace_head(model, len(weights.meta["categories"]), num_classes)

@@ -10,18 +10,20 @@ import inspect
 import os
 import pickle
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg, is_model, is_model_pretrained
+from timm.models import get_pretrained_cfg, is_model, is_model_pretrained, model_entrypoint
 from timm.models._registry import get_arch_pretrained_cfgs
 from torch import nn
 
 from ..errors import Unavailable, UserError, did_you_mean
 from .alternet import CIFAR_100, IMAGENET, AlterNet
 from .factory import from_factory
-from .hub import hub_or_cache, refuse_unreachable
+from .hub import fetching, hub_or_cache, refuse_unreachable
 from .hugging_face import from_hugging_face
 from .official import alternet_from, official_arguments
 from .preprocessing import preprocessing_of, resized, with_preprocessing
@@ -45,11 +47,13 @@ def load_model(spec: str, *, pretrained: bool = True, num_classes: int | None = 
     10
     """
     spelling = parse(spec)
-    asked = spelling.arguments.pop("num_classes", num_classes)
+    arguments = dict(spelling.arguments)
+    asked = arguments.pop("num_classes", num_classes)
     if num_classes not in (None, asked):
         raise UserError(f"{spec} and num_classes={num_classes} disagree")
-    if "pretrained" in spelling.arguments:
+    if "pretrained" in arguments:
         raise UserError(f"pretrained is no argument of {spelling}; {RANDOM}")
+    spelling = replace(spelling, arguments=arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return built(spelling, pretrained=pretrained, num_classes=asked).eval()
@@ -58,7 +62,7 @@ def load_model(spec: str, *, pretrained: bool = True, num_classes: int | None = 
 def list_names(pattern: str = "") -> dict[str, list[str]]:
     """The names that `load_model` knows, a list a source: those that match ``pattern`` or have it in them."""
     wanted = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
-    ours = timm.list_models(module="alternet")
+    ours = [name for name in timm.list_models() if model_entrypoint(name).__module__.startswith("backlight.")]
     names = {
         "ours": ours,
         "demo": bundled_names(),
@@ -90,14 +94,11 @@ def built(spelling: Spelling, *, pretrained: bool, num_classes: int | None) -> n
 def from_timm(spelling: Spelling, *, pretrained: bool, num_classes: int | None) -> nn.Module:
     """A registered model, ours included, or one that timm saved to a folder or to the hub."""
     arguments = {**spelling.arguments, **({} if num_classes is None else {"num_classes": num_classes})}
-    if spelling.source == "local-dir" and not Path(spelling.name).is_dir():
-        raise Unavailable(f"there is no folder {spelling.name}")
     if not spelling.source:
         refuse_unknown_tag(spelling.name)
         if pretrained:
             refuse_without_weights(spelling.name)
-    needed = "weights" if pretrained else "configuration"
-    with hub_or_cache(str(spelling), needed=needed), blaming_arguments(spelling):
+    with timm_files(spelling, pretrained), blaming_arguments(spelling):
         try:
             model = timm.create_model(str(spelling), pretrained=pretrained, **arguments)
         except TypeError as error:
@@ -108,6 +109,16 @@ def from_timm(spelling: Spelling, *, pretrained: bool, num_classes: int | None) 
     return resized(model, spelling.arguments)
 
 
+def timm_files(spelling: Spelling, pretrained: bool) -> AbstractContextManager[None]:
+    """Where timm reads from: a folder, the hub, or nowhere."""
+    needed = "weights" if pretrained else "configuration"
+    if spelling.source == "local-dir":
+        if not os.path.isdir(spelling.name):
+            raise Unavailable(f"there is no folder {spelling.name}")
+        return fetching(str(spelling), spelling.name, needed=needed)
+    return hub_or_cache(str(spelling), needed=needed) if pretrained or spelling.source else nullcontext()
+
+
 def from_folder(spelling: Spelling, folder: Path, *, pretrained: bool, num_classes: int | None) -> nn.Module:
     """A model that `save_model` wrote, or the same architecture with random weights."""
     if spelling.arguments:
@@ -116,12 +127,13 @@ def from_folder(spelling: Spelling, folder: Path, *, pretrained: bool, num_class
     origin = parse(description["model"])
     if not origin.source and not is_model(origin.name) and saved_folder(origin.name):
         raise UserError(f"{folder / 'model.json'} names another folder, {origin}, and no model")
-    saved_classes = description["num_classes"]
-    model = built(origin, pretrained=False, num_classes=saved_classes if num_classes is None else num_classes)
+    classes = description["num_classes"] if num_classes is None else num_classes
+    model = built(origin, pretrained=False, num_classes=classes)
     if pretrained:
-        load_weights(model, folder, new_head=num_classes not in (None, saved_classes))
+        load_weights(model, folder, new_head=classes != description["num_classes"])
     told = {name: tuple(x) if isinstance(x, list) else x for name, x in description.get("preprocessing", {}).items()}
-    return with_preprocessing(model, preprocessing_of(model) | told | {"num_classes": saved_classes}) if told else model
+    counted = {} if classes is None else {"num_classes": classes}
+    return with_preprocessing(model, preprocessing_of(model) | told | counted) if told else model
 
 
 def from_word(spelling: Spelling, *, pretrained: bool, num_classes: int | None) -> nn.Module:
@@ -148,7 +160,7 @@ def from_official(spelling: Spelling, *, pretrained: bool, num_classes: int | No
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(f"{spelling.name} is no checkpoint that holds tensors alone, and so is not loaded") from error
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
-    tensors = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    tensors = {str(n).removeprefix("module."): value for n, value in state.items() if isinstance(value, torch.Tensor)}
     try:
         model = alternet_from(tensors) if pretrained else AlterNet(**official_arguments(tensors))
     except UserError as error:

@@ -62,7 +62,9 @@ def read(folder: Path) -> Study:
     models = [model for home in _homes(folder) if (model := _model(home, absent)) is not None]
     if not any(model.results for model in models):
         broken = f" ({absent[0]})" if absent else ""
-        raise UserError(f"{folder} holds no results of Backlight{broken}; give a folder that an analysis wrote with --out")
+        raise UserError(
+            f"{folder} holds no results of Backlight{broken}; give a folder that an analysis wrote with --out"
+        )
     models = _named_apart(_ordered(models, settings))
     return Study(models, settings, absent + _planned(models, settings, absent))
 
@@ -113,13 +115,12 @@ def _document(path: Path, absent: list[str]) -> dict[str, Any]:
 
 
 def _units(facts: Mapping[str, Any], results: Mapping[str, Result]) -> list[Row]:
-    """The units as ``model.json`` lists them, or as far as the results tell."""
-    columns = ("unit", "kind", "stage", "module")
-    for rows in [facts.get("units"), *(result.table for result in results.values())]:
-        found = {row["unit"]: row for row in rows or [] if set(columns) <= set(row) and row["unit"] >= 0}
-        if found:
-            return [{key: row[key] for key in (*columns, "shape") if key in row} for row in found.values()]
-    return []
+    """The units as ``model.json`` lists them, or as far as the results tell: each may leave some out."""
+    columns = {"unit", "kind", "stage", "module"}
+    rows = facts.get("units") or [row for result in results.values() for row in result.table]
+    units = [row for row in rows if isinstance(row, dict) and columns <= set(row)]
+    found = {row["unit"]: row for row in units if isinstance(row["unit"], int) and row["unit"] >= 0}
+    return [{key: row[key] for key in (*sorted(columns), "shape") if key in row} for _, row in sorted(found.items())]
 
 
 def _parameters(facts: Mapping[str, Any], results: Mapping[str, Result]) -> int | None:

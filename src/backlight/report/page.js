@@ -64,7 +64,7 @@
   function named(model, row, chart) {
     const [value, low, high] = ["", "_low", "_high"].map((end) => scaled(row[chart.y + end], chart.scale));
     const unit = row.unit < 0 ? row.kind : `unit ${row.unit} · ${row.kind} · stage ${row.stage + 1}`;
-    const at = row.frequency === undefined ? "" : ` at ${figure(row.frequency)}π`;
+    const at = row.frequency === undefined ? "" : ` at ${row.frequency === 1 ? "" : figure(row.frequency)}π`;
     const size = row.height ? ` · ${row.height} × ${row.width}` : "";
     return `<b>${plain(model.name)}</b><br>${plain(unit)}<br>${plain(row.module)}${size}<br>` +
       `${figure(value)} [${figure(low)}, ${figure(high)}]${at}`;
@@ -101,8 +101,8 @@
       font: { family: colours.of("sans"), size: 12, color: colours.of("soft") },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       hovermode: "closest", showlegend: false,
-      dragmode: matchMedia("(pointer: fine)").matches ? "zoom" : false, // a finger scrolls the page
-      hoverlabel: { align: "left", bgcolor: colours.of("raised"), bordercolor: colours.of("line"), font: { color: colours.of("ink"), size: 13 } },
+      dragmode: fine ? "zoom" : false,
+      hoverlabel: { align: "left", bgcolor: colours.of("raised"), bordercolor: colours.of("line"), font: { family: colours.of("sans"), color: colours.of("ink"), size: 13 } },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: colours.of("soft"), activecolor: colours.of("ink") },
       shapes: [], annotations: [],
     };
@@ -112,6 +112,17 @@
     gridcolor: colours.of("grid"), zerolinecolor: colours.of("line"), linecolor: colours.of("line"), automargin: true, ...more,
   });
 
+  /** Ticks at 1, 2, 5 of each power of ten, or at the powers alone where they are many. */
+  function decades(values) {
+    const known = values.filter((value) => value > 0);
+    const from = Math.floor(Math.log10(Math.min(...known))), to = Math.ceil(Math.log10(Math.max(...known)));
+    const step = Math.max(1, Math.ceil((to - from) / 7));
+    const exponents = Array.from({ length: Math.floor((to - from) / step) + 1 }, (_, i) => from + i * step);
+    const far = from < -3 || to > 5;
+    const tickvals = exponents.flatMap((k) => (far || to - from > 3 ? [1] : [1, 2, 5]).map((digit) => digit * 10 ** k));
+    return { tickvals, ticktext: far ? exponents.map((k) => `10<sup>${String(k).replace("-", "−")}</sup>`) : tickvals.map(figure) };
+  }
+
   const heading = (text) => ({ text, standoff: 8, font: { size: 12 } });
 
   /** Small charts, one a model, on one vertical axis.  `least`: pixels that one needs. */
@@ -120,7 +131,7 @@
     const lines = Math.ceil(shown.length / most);
     const across = Math.ceil(shown.length / lines);
     const top = chart.subtitles.length ? 46 : 28;
-    const left = 46, tall = 210, between = 16, below = 46;
+    const left = 46, tall = across > 1 ? 210 : 170, between = 28, below = 46;
     const height = lines * (top + tall + below);
     const layout = { ...sheet(colours, width, height), margin: { l: left, r: 8, t: 0, b: 0 } };
     const wide = (width - left - 8 - (across - 1) * between) / across;
@@ -136,7 +147,7 @@
       const name = `<b>${plain(shorter(model.name, Math.floor(wide / 7.5)))}</b>`;
       const subtitle = chart.subtitles[model.index];
       layout.annotations.push({
-        text: subtitle ? `${name}<br>${plain(shorter(subtitle, Math.floor(wide / 6)))}` : name,
+        text: subtitle ? `${name}<br>${plain(shorter(subtitle, Math.floor(wide / 5.8)))}` : name,
         xref: "paper", yref: "paper", x: from, y: up, xanchor: "left", yanchor: "bottom", yshift: 4,
         showarrow: false, align: "left", font: { color: colours.of("ink") },
       });
@@ -144,11 +155,11 @@
     return layout;
   }
 
-  // --- a function a kind of chart: (chart, its models, colours, width) -> what Plotly draws
+  // --- a function a kind of chart: (chart, its models, colours, width, room) -> what Plotly draws
 
   const CHARTS = {
     /** A number after each unit over normalised depth, a line a model, a symbol a kind. */
-    depth(chart, shown, colours, width) {
+    depth(chart, shown, colours, width, room) {
       const data = [], front = [];
       for (const model of shown) {
         const rows = grouped(rowsOf(chart.table, model), "unit").map((unit) => unit.at(-1));
@@ -170,9 +181,9 @@
         };
         front.push({ ...INFO, x: depth, y: value, mode: "markers", marker, text: rows.map((row) => named(model, row, chart)) });
       }
-      const layout = sheet(colours, width, Math.round(Math.min(430, Math.max(300, width * 0.6))));
+      const layout = sheet(colours, width, room || Math.round(Math.min(430, Math.max(300, width * 0.6))));
       layout.xaxis = axis(colours, { title: heading("Normalised depth"), range: [-0.025, 1.025], zeroline: false });
-      layout.yaxis = axis(colours, { type: chart.log ? "log" : "linear", ...(chart.log ? { dtick: "D2", exponentformat: "power" } : {}) });
+      layout.yaxis = axis(colours, chart.log ? { type: "log", ...decades(data.flatMap((trace) => trace.y)) } : {});
       return { data: [...data, ...front], layout };
     },
 
@@ -197,14 +208,14 @@
       });
       const ticks = [0, 0.25, 0.5, 0.75, 1];
       const x = { range: [0, highest], tickvals: ticks, ticktext: ["0", "", "0.5π", "", "π"], title: heading("Frequency") };
-      return { data, layout: panels(colours, shown, chart, width, 250, { x, y: { zeroline: true } }) };
+      return { data, layout: panels(colours, shown, chart, width, 220, { x, y: { zeroline: true } }) };
     },
 
     /** A number a unit, a panel a model, under each bar the unit's letter. */
     bars(chart, shown, colours, width) {
       const units = shown.map((model) => rowsOf(chart.table, model).filter((row) => row.unit >= 0));
-      const least = Math.min(width, Math.max(250, 12 * Math.max(1, ...units.map((rows) => rows.length))));
-      const layout = panels(colours, shown, chart, width, least, { x: { showgrid: false }, y: { zeroline: true, zerolinecolor: colours.of("soft") } });
+      const least = Math.min(width, Math.max(210, 11 * Math.max(1, ...units.map((rows) => rows.length))));
+      const layout = panels(colours, shown, chart, width, least, { x: { showgrid: false, zeroline: false }, y: { zeroline: true, zerolinecolor: colours.of("soft") } });
       const data = [];
       units.forEach((rows, i) => {
         const places = rows.map((_, k) => k), colour = rows.map((row) => colours.kind(row.kind)), tag = i ? i + 1 : "";
@@ -226,7 +237,7 @@
     },
 
     /** Accuracy against confidence, a line a model, larger marks where more images are. */
-    reliability(chart, shown, colours, width) {
+    reliability(chart, shown, colours, width, room) {
       const data = [{ ...QUIET, x: [0, 1], y: [0, 1], mode: "lines", line: { color: colours.of("soft"), width: 1, dash: "dot" } }];
       for (const model of shown) {
         const rows = rowsOf(chart.table, model), colour = colours.model(model);
@@ -238,7 +249,7 @@
           error_y: errors(rows, { y: "accuracy", scale: 1 }, { color: faint(colour, 0.5), thickness: 1.2, width: 0 }),
         });
       }
-      const layout = sheet(colours, width, Math.min(width, 440));
+      const layout = sheet(colours, width, room || Math.min(width, 440));
       layout.xaxis = axis(colours, { title: heading("Confidence"), range: [-0.02, 1.02], zeroline: false });
       layout.yaxis = axis(colours, { range: [-0.03, 1.03], zeroline: false });
       return { data, layout };
@@ -250,7 +261,15 @@
   const PAPER_WIDTH = 660; // pixels between the margins of A4 and of Letter
   const root = document.documentElement;
   const places = all("[data-chart]");
-  const OPTIONS = { displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]] };
+  const fine = matchMedia("(pointer: fine)").matches; // a finger scrolls the page and has no use for a bar over the chart
+  const OPTIONS = { displaylogo: false, displayModeBar: fine ? "hover" : false, modeBarButtons: [["toImage", "resetScale2d"]] };
+
+  /** The height that lets a figure end where the words beside it do; 0 where they are below it. */
+  function roomOf(place) {
+    const aside = place.closest(".beside")?.querySelector("aside"), whole = place.closest("[data-figure]");
+    if (!aside || aside.offsetLeft <= whole.offsetLeft) return 0;
+    return Math.min(560, Math.max(430, aside.clientHeight - whole.clientHeight + place.clientHeight - 16));
+  }
 
   function draw(place) {
     const width = root.classList.contains("printing") ? PAPER_WIDTH : place.clientWidth;
@@ -264,7 +283,7 @@
       return;
     }
     if (!place.querySelector(".plot-container")) place.textContent = "";
-    const { data, layout } = CHARTS[chart.kind](chart, shown, palette(), width);
+    const { data, layout } = CHARTS[chart.kind](chart, shown, palette(), width, roomOf(place));
     Plotly.react(place, data, layout, { ...OPTIONS, toImageButtonOptions: { format: "svg", filename: name } });
   }
 

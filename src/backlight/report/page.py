@@ -43,7 +43,9 @@ ROWS_SHOWN = 100
 
 def html(study: Study) -> str:
     """The page of a study."""
-    environment = Environment(loader=PackageLoader("backlight.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("backlight.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     scripts = [plotly(), _own("page.js")]
     return environment.get_template("page.html").render(
         title=title(study),
@@ -52,7 +54,9 @@ def html(study: Study) -> str:
         statements=statements(study, study.analyses),
         sections=[section(study, analysis) for analysis in study.analyses],
         absent=study.absent,
-        kinds={kind: (*sign, words.SINGULAR.get(kind, kind)) for kind, sign in KIND_SIGN.items() if kind in _kinds(study)},
+        kinds={
+            kind: (*sign, words.SINGULAR.get(kind, kind)) for kind, sign in KIND_SIGN.items() if kind in _kinds(study)
+        },
         kind_colour=KIND_COLOUR,
         chips=CHIPS,
         css=Markup(_own("page.css")),  # ours, as are the scripts: no word of a user's is in them
@@ -109,7 +113,9 @@ def _data(study: Study, results: Sequence[Result]) -> str:
     told = study.settings.get("data") or ""
     told = told.get("data") or told.get("name") or "" if isinstance(told, Mapping) else told
     facts = [result.evidence.get("data", {}) for result in results]
-    names = dict.fromkeys(str(fact["data"]) for fact in facts if fact.get("data")) or ({str(told): None} if told else {})
+    names = dict.fromkeys(str(fact["data"]) for fact in facts if fact.get("data")) or (
+        {str(told): None} if told else {}
+    )
     splits = dict.fromkeys(str(fact["split"]) for fact in facts if fact.get("split"))
     of = f"of {words.series(names)}" if names else "whose set has no name"
     return f"{of} (split {words.series(splits)})" if splits else of
@@ -120,13 +126,17 @@ def _outcome(found: Sequence[Mapping[str, Any]]) -> str:
     if not found:
         return "None of the paper's statements could be tested with these results."
     verdicts = [{claim.verdict for claim in statement["claims"] if claim is not None} for statement in found]
+    alone = all(len(statement["claims"]) == 1 for statement in found)
     tallies = [
-        (sum(v == {"holds"} for v in verdicts), "hold in every model they concern"),
-        (sum(v == {"does not hold"} for v in verdicts), "hold in none"),
-        (sum(v == {"undecided"} for v in verdicts), "stay undecided on these images"),
-        (sum(len(v) > 1 for v in verdicts), "differ from model to model"),
+        (sum(v == {"holds"} for v in verdicts), "holds", "hold", "" if alone else " in every model concerned"),
+        (
+            sum(v == {"does not hold"} for v in verdicts),
+            *(("does", "do", " not") if alone else ("holds", "hold", " in none")),
+        ),
+        (sum(v == {"undecided"} for v in verdicts), "stays", "stay", " undecided on these images"),
+        (sum(len(v) > 1 for v in verdicts), "differs", "differ", " from model to model"),
     ]
-    told = words.series(f"{n} {what}" for n, what in tallies if n)
+    told = words.series(f"{n} {one if n == 1 else several}{how}" for n, one, several, how in tallies if n)
     return f"Of {words.counted(len(found), 'statement')} of the paper that could be tested, {told}."
 
 
@@ -139,7 +149,10 @@ def statements(study: Study, analyses: Iterable[str]) -> list[dict[str, Any]]:
                 nobody: list[Claim | None] = [None] * len(study.models)
                 entry = {"analysis": analysis, "statement": claim.statement, "source": claim.source, "claims": nobody}
                 found.setdefault((analysis, claim.statement), entry)["claims"][i] = claim
-    return [entry | {"measured": [_measured(claim) for claim in entry["claims"]]} for entry in found.values()]
+    for entry in found.values():
+        entry["quantity"] = words.merged([claim.quantity for claim in entry["claims"] if claim is not None])
+        entry["measured"] = [_measured(claim) for claim in entry["claims"]]
+    return list(found.values())
 
 
 def _measured(claim: Claim | None) -> str:
@@ -161,7 +174,9 @@ def drawn(index: int, model: Model) -> dict[str, Any]:
         "svg_dash": svg_dash,
         "sentence": words.anatomy(model.units, model.parameters),
         "accuracy": _accuracy(model),
-        "stages": [[{"kind": _known(u["kind"]), "letter": _letter(u["kind"]), "name": _named(u)} for u in s] for s in stages],
+        "stages": [
+            [{"kind": _known(u["kind"]), "letter": _letter(u["kind"]), "name": _named(u)} for u in s] for s in stages
+        ],
         "word": " ".join("".join(_letter(unit["kind"]) for unit in stage) for stage in stages),
     }
 
@@ -245,7 +260,11 @@ def _measured_differently(results: Sequence[Result | None]) -> list[str]:
             for key, value in facts.items():
                 settings.setdefault(key, set()).add(json.dumps(value, sort_keys=True, default=str))
     different = [key for key, values in settings.items() if len(values) > 1]
-    return [f"The models were not measured alike, so compare them with care: they differ in {words.series(different)}."] if different else []
+    return (
+        [f"The models were not measured alike, so compare them with care: they differ in {words.series(different)}."]
+        if different
+        else []
+    )
 
 
 def _evidence(results: Sequence[Result | None]) -> list[tuple[str, list[str]]]:

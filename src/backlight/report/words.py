@@ -28,7 +28,7 @@ def number(x: float | None, decimals: int | None = None) -> str:
 
 
 def interval(value: float | None, low: float | None, high: float | None, scale: float = 1) -> str:
-    """A number with its interval, to as many decimals as give the interval's width two figures.
+    """A number with its interval, to as many decimals as give half the interval's width two figures.
 
     >>> interval(-0.2494, -0.2642, -0.2329)
     '−0.249 [−0.264, −0.233]'
@@ -38,8 +38,8 @@ def interval(value: float | None, low: float | None, high: float | None, scale: 
     ends = [math.nan if x is None else scale * x for x in (value, low, high)]
     if not all(map(math.isfinite, ends)):
         return number(ends[0])
-    width = ends[2] - ends[1]
-    decimals = max(0, 1 - _exponent(width)) if width > 0 else max(0, 2 - _exponent(ends[0]))
+    half = (ends[2] - ends[1]) / 2
+    decimals = max(0, 1 - _exponent(half)) if half > 0 else max(0, 2 - _exponent(ends[0]))
     power = 0
     if decimals > 5:  # more zeros than one can count: a power of ten instead
         power = _exponent(max(map(abs, ends)))
@@ -59,6 +59,29 @@ def series(words: Iterable[str]) -> str:
     """
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def merged(sentences: Sequence[str]) -> str:
+    """One sentence for several that differ in a word here and there, each of them for several that differ in more.
+
+    >>> merged(["mean of 6 units (nepers)", "mean of 8 units (nepers)"])
+    'mean of 6 or 8 units (nepers)'
+    """
+    split = [sentence.split() for sentence in sentences]
+    if len({len(words) for words in split}) > 1:
+        return "; ".join(dict.fromkeys(sentences))
+    return " ".join(_either(variants) for variants in zip(*split, strict=True))
+
+
+def _either(variants: Sequence[str]) -> str:
+    """
+    >>> _either(["6", "8", "6"]), _either(["16", "4", "48"])
+    ('6 or 8', '4 to 48')
+    """
+    different = list(dict.fromkeys(variants))
+    if len(different) > 2 and all(variant.isdecimal() for variant in different):
+        return f"{min(different, key=int)} to {max(different, key=int)}"
+    return " or ".join(different)
 
 
 def counted(n: int, singular: str, plural: str | None = None) -> str:
@@ -90,7 +113,7 @@ def _order(stages: Sequence[Sequence[str]]) -> str:
     often = Counter(kinds)
     first, *others = often
     if not others:
-        return "a convolution each" if first == "conv" else f"{SINGULAR.get(first, first)} in each"
+        return f"all {PLURAL.get(first, first)}" if len(kinds) > 1 else SINGULAR.get(first, first)
     if len(others) == 1 and all(a != b for a, b in pairwise(kinds)):
         return f"{SINGULAR.get(first, first)} and {SINGULAR.get(others[0], others[0])} take turns"
     counts = series(counted(n, SINGULAR.get(kind, kind), PLURAL.get(kind, kind)) for kind, n in often.items())

@@ -6,6 +6,7 @@ the table it reads and the columns to show, and ``page.js`` draws it.  An analys
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -24,6 +25,8 @@ def section_of(analysis: str) -> Section:
 
 def check(result: Result) -> None:
     """Errors: ValueError if the section could not show this result."""
+    if not isinstance(result.evidence, Mapping):
+        raise ValueError("its evidence is no mapping")
     if not result.table:
         raise ValueError("it has no rows")
     lacking = set(section_of(result.analysis).needs) - set(result.table[0]) - set(result.arrays)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from .section import Chart, Results, Section, from_to
 
-SPECTRA = "Small charts, one a model, on one vertical axis; a curve a unit, darker (brighter on a dark page) with depth. "
+SPECTRA = (
+    "Small charts, one a model, on one vertical axis; a curve a unit, darker (brighter on a dark page) with depth. "
+)
 
 
 def figures(results: Results) -> list[list[Chart]]:
@@ -24,7 +26,7 @@ SECTION = Section(
         "Δ log amplitude is the log amplitude of the feature map's highest frequency less that of its mean: lower means "
         "smoother maps, and a step down at a unit means that the unit smooths. "
         "Where a line turns faint the resolution changes and with it what “highest” means, so read steps within a stage only; "
-        "the transfer function compares equal cycles per image and has no such step."
+        "the transfer function compares equal cycles per image, so it can be read across that change too."
     ),
     needs=("unit", "kind", "stage", "module", "frequency", "delta", "delta_low", "delta_high", "transfer"),
     figures=figures,

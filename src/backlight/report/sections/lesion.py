@@ -29,7 +29,7 @@ def _whole(result: Result | None, metric: str, scale: float, unit: str) -> str:
     ends = result.evidence.get("whole", {}).get(metric)
     if not ends:  # a result made by hand: its first row is the whole model
         ends = [result.table[0].get(metric), None, None]
-    return f"whole model: {interval(*ends, scale=scale)}{unit}"
+    return f"whole: {interval(*ends, scale=scale)}{unit}"
 
 
 def _worst(results: Results) -> str:

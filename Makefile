@@ -1,0 +1,42 @@
+# make demo   analyse three trained models on real images and write demo/report.html
+# make test   style, types and tests
+# Both set everything up first, in .venv; they need Python 3.11 or later and make.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
+
+.PHONY: demo test slow bench lock clean
+
+demo: .venv/core
+	$(BIN)/backlight demo --out demo
+
+test: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+slow: .venv/dev
+	$(BIN)/pytest -m slow
+
+.venv/core: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Backlight needs Python 3.11 or later") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL) --no-deps --editable .
+	touch $@
+
+.venv/dev: .venv/core requirements-dev.lock
+	$(INSTALL) --require-hashes -r requirements-dev.lock
+	touch $@
+
+# Pinned versions and hashes, no addresses.
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --no-emit-index-url --no-emit-find-links pyproject.toml --group dev --all-extras -c requirements.lock -o requirements-dev.lock
+
+clean:
+	rm -rf .venv demo
