@@ -92,7 +92,7 @@ def test_units_prints_the_word_and_proves_it(run) -> None:
         (["variance", TINY, *SMALL, "--over", "time"], 2, "'space' or 'samples'"),
         (["report", "no/such/folder"], 2, "no/such/folder"),
         (["train", TINY, "--recipe", "fasion", "--out", "x"], 2, "did you mean fashion"),
-        (["units", "no_such_file.py:model"], 2, "no_such_file"),
+        (["units", "no_such_file.py:model"], 4, "no_such_file"),
         ([], 2, "Commands:"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,

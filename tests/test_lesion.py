@@ -82,7 +82,7 @@ def test_a_change_is_without_minus_whole_with_a_paired_interval():
             without = nn.functional.cross_entropy(other(images), labels, reduction="none")
         paired = mean_interval((without - nll).double().numpy(), resamples=200, seed=2)
         assert row["nll_change"] == pytest.approx(row["nll"] - whole["nll"])
-        assert [row[f"nll_change{end}"] for end in ("", "_low", "_high")] == pytest.approx(list(paired), abs=1e-6)
+        assert [row[f"nll_change{end}"] for end in ("", "_low", "_high")] == pytest.approx(list(map(float, paired)), abs=1e-6)
         alone = mean_interval(without.double().numpy(), resamples=200, seed=2)
         assert paired.high - paired.low < 0.7 * (alone.high - alone.low)  # pairing pays
 

@@ -1,4 +1,4 @@
-"""The page of a study: one file, nothing from outside, nothing of a user's name run, and the same numbers as the results."""
+"""The page of a study: one file, nothing from outside, no name of a user's run, and the same numbers as the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-import backlight.report as report
+from backlight import report
 from backlight.analyses import ANALYSES
 from backlight.analyses.calibration import Calibration, calibration
 from backlight.analyses.fourier import Fourier, fourier
@@ -259,8 +259,14 @@ def test_what_is_missing_or_broken_is_said(study: Path) -> None:
     (study / "nasty" / ".lesion-draft").mkdir()
     (study / "nasty" / "model.json").write_text("{")
     seen = Reader(write_report(study))
-    for sentence in ("resnet18, lesion: not there yet", "resnet/fourier is not a whole result", "nasty/calibration is not",
-                     "nasty/variance is not", "hessian: out of memory", "nasty/model.json could not be read"):  # fmt: skip
+    for sentence in (
+        "resnet18, lesion: not there yet",
+        "resnet/fourier is not a whole result",
+        "nasty/calibration is not a whole result",
+        "nasty/variance is not a whole result",
+        "hessian: out of memory",
+        "nasty/model.json could not be read",
+    ):
         assert sentence in seen.text
     assert "draft" not in seen.text
     assert seen.data["tables"]["fourier"][0] is None
@@ -389,7 +395,7 @@ def opened(visit: tuple[Any, list[str]]) -> Iterator[Any]:
 
 
 def until(tab: Any, condition: str) -> None:
-    """Return when a condition holds in the page.  Playwright's own waiting compiles a string, which the page's policy forbids."""
+    """Return when a condition holds in the page.  Playwright's own waiting evaluates a string: forbidden."""
     for _ in range(100):
         if tab.evaluate(condition):
             return
@@ -399,9 +405,10 @@ def until(tab: Any, condition: str) -> None:
 
 def texts(tab: Any) -> list[str]:
     """Every hover text of every chart in sight, and every panel's name."""
-    told = tab.evaluate(
-        "[...document.querySelectorAll('.js-plotly-plot')].filter(c => c.clientWidth).map(c => c.data.map(t => t.text ?? []).concat(c.layout.annotations.map(a => a.text)))"
-    )
+    told = tab.evaluate("""
+        [...document.querySelectorAll('.js-plotly-plot')].filter(chart => chart.clientWidth).map(chart =>
+            chart.data.map(trace => trace.text ?? []).concat(chart.layout.annotations.map(note => note.text)))
+    """)
     return list(
         itertools.chain.from_iterable(text if isinstance(text, list) else [text] for chart in told for text in chart)
     )

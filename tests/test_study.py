@@ -25,7 +25,9 @@ ASKED: dict[str, dict[str, object]] = {"fourier": {}, "variance": {}, "lesion": 
 
 def test_a_study_is_a_folder_of_results(tmp_path: Path) -> None:
     cells = list(run_study([TINY, TINY_ALTERNATING], ASKED, SMALL, tmp_path))
-    assert [(cell.model, cell.error, cell.skipped) for cell in cells] == [(m, "", False) for m in (TINY, TINY_ALTERNATING) for _ in ASKED]
+    assert [(cell.model, cell.error, cell.skipped) for cell in cells] == [
+        (m, "", False) for m in (TINY, TINY_ALTERNATING) for _ in ASKED
+    ]
     for cell in cells:
         saved = load(tmp_path / folder_name(cell.model) / cell.analysis)
         assert str(saved.rows()) == str(cell.result.rows())
@@ -81,7 +83,19 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
 
 
 def study_process(out: Path) -> subprocess.Popen[bytes]:
-    words = ["study", "--models", TINY, TINY_ALTERNATING, "--out", out, "--no-pretrained", "--limit", "400", "--batch-size", "8"]
+    words = [
+        "study",
+        "--models",
+        TINY,
+        TINY_ALTERNATING,
+        "--out",
+        out,
+        "--no-pretrained",
+        "--limit",
+        "400",
+        "--batch-size",
+        "8",
+    ]
     return subprocess.Popen([sys.executable, "-m", "backlight", *map(str, words)], stderr=subprocess.PIPE)
 
 
@@ -95,7 +109,9 @@ def test_a_study_that_is_stopped_goes_on(tmp_path: Path, how: signal.Signals, co
     _, said = process.communicate()
     assert process.returncode == code
     assert b"Traceback" not in said
-    there = {path.parent: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json") if not path.parent.name.startswith(".")}
+    there = {
+        path.parent: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json") if not path.parent.name.startswith(".")
+    }
     assert 0 < len(there) < 8
     for folder in there:
         load(folder)  # whole
@@ -105,7 +121,19 @@ def test_a_study_that_is_stopped_goes_on(tmp_path: Path, how: signal.Signals, co
 
 
 def test_failed_cells_exit_with_5(tmp_path: Path) -> None:
-    words = ["study", "--models", TINY, "resnet5", "--analyses", "variance", "--out", tmp_path, "--no-pretrained", "--limit", "4"]
+    words = [
+        "study",
+        "--models",
+        TINY,
+        "resnet5",
+        "--analyses",
+        "variance",
+        "--out",
+        tmp_path,
+        "--no-pretrained",
+        "--limit",
+        "4",
+    ]
     process = subprocess.run([sys.executable, "-m", "backlight", *map(str, words)], capture_output=True, text=True, check=False)
     assert process.returncode == 5
     assert "1 of 2 cells failed" in process.stderr
@@ -115,7 +143,7 @@ def test_a_plan_runs_nothing_and_a_file_says_the_same_as_flags(tmp_path: Path) -
     (tmp_path / "study.toml").write_text(f'models = ["{TINY}"]\nanalyses = ["variance"]\nlimit = 4\nout = "{tmp_path}/runs"\n')
     command = [sys.executable, "-m", "backlight", "study", str(tmp_path / "study.toml"), "--plan"]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert process.stdout.splitlines()[1] == f'{TINY},variance,{tmp_path}/runs'
+    assert process.stdout.splitlines()[1] == f"{TINY},variance,{tmp_path}/runs"
     assert not (tmp_path / "runs").exists()
     (tmp_path / "study.toml").write_text('model = "x"\n')
     process = subprocess.run(command, capture_output=True, text=True, check=False)

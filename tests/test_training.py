@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +79,10 @@ def test_the_training_set_is_normalised_by_its_own_pixels(images: TrainingSet) -
 def test_decay_leaves_norms_and_biases_alone(images: TrainingSet) -> None:
     _, decayed = trained(images, weight_decay=50.0, lr=1e-3)
     _, free = trained(images, weight_decay=0.0, lr=1e-3)
-    assert decayed["stem.0.weight" if "stem.0.weight" in decayed else "stem.conv.weight"].norm() < 0.9 * free[
-        "stem.0.weight" if "stem.0.weight" in free else "stem.conv.weight"
-    ].norm()
+    assert (
+        decayed["stem.0.weight" if "stem.0.weight" in decayed else "stem.conv.weight"].norm()
+        < 0.9 * free["stem.0.weight" if "stem.0.weight" in free else "stem.conv.weight"].norm()
+    )
     assert torch.allclose(decayed["norm.bn.weight"], free["norm.bn.weight"], atol=0.02)
 
 
@@ -89,7 +91,7 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[13] == rates[14] == 0.5
     assert np.allclose(np.diff(rates[:14]), 0.5 / 14)
     assert rates[-1] == pytest.approx(0.25 * (1 + np.cos(np.pi * 55 / 56)))
-    assert all(a >= b for a, b in zip(rates[14:], rates[15:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[14:]))
 
 
 def test_a_crop_is_a_shift_of_the_reflected_image() -> None:

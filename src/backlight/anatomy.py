@@ -8,10 +8,11 @@ is the unit, the longer operand is its branch, the shorter its skip.  The word i
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,9 +34,13 @@ HOMOGENEOUS = SHAPE | {
     "mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "div_", "__truediv__", "neg", "roll", "__getitem__", "pad",
     "dropout", "to", "float", "type", "type_as", "clone", "split", "chunk", "unbind", "sum", "mean", "flip",
 }  # fmt: skip
+NONLINEAR = RECTIFIER | {
+    "gelu", "silu", "silu_", "hardswish", "hardswish_", "leaky_relu", "elu", "mish", "prelu", "sigmoid", "tanh", "softmax",
+    "module",
+}  # fmt: skip
 FUSED_ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward", "_native_multi_head_attention"}
-SOFTMAX = {"softmax", "_softmax", "log_softmax"}
 GATE = {"mul", "mul_", "__mul__", "__imul__"}
+RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 LETTER = {"attention": "a", "conv": "c", "mlp": "m", "blur": "b", "other": "o"}
 
 
@@ -192,12 +197,26 @@ def _is_silenced(model: nn.Module, images: Tensor, unit: Unit) -> bool | None:
     stream: dict[int, Tensor] = {}
 
     def keep(i: int, activation: Tensor) -> None:
-        layout = (unit.before, unit.after)[i].layout  # type: ignore[union-attr]
-        stream[i] = (grid(activation, layout) if layout else activation).clone()
+        stream[i] = activation.clone()
+        if len(stream) == 2:
+            raise _Enough
 
-    with without(model, unit), reading(model, (unit.before, unit.after), keep):
+    with contextlib.suppress(_Enough), without(model, unit), reading(model, (unit.before, unit.after), keep):
         model(images)
-    return stream[0].numel() == stream[1].numel() and torch.equal(stream[0].reshape(stream[1].shape), stream[1])
+    before, after = (_comparable(stream[i], tap) for i, tap in enumerate((unit.before, unit.after)))
+    return torch.equal(before, after) if before.shape == after.shape else None
+
+
+class _Enough(Exception):
+    """Ends a forward pass of which no more is asked."""
+
+
+def _comparable(activation: Tensor, tap: Tap) -> Tensor:
+    """The whole activation, class tokens included, channels first."""
+    match tap.layout.order if tap.layout else "", activation.ndim:
+        case "channels last" | "tokens", _:
+            activation = activation.movedim(-1, 1)
+    return activation.flatten(2)
 
 
 @contextmanager
@@ -242,32 +261,36 @@ def _zeros(value: Any) -> Any:
 # --- finding
 
 
+@dataclass(frozen=True)
+class _Sum:
+    """``cut = skip + branches``, all made of ``fork``, the stream before it."""
+
+    cut: int
+    fork: int
+    skip: int
+    branches: tuple[int, ...]
+    identity: bool
+
+
 def _residual(seen: Trace) -> list[Unit]:
     """The units of a watched pass."""
-    calls, chain, found = seen.calls, _cuts(seen), []
-    stage, count = 0, 0
-    for fork, cut in itertools.pairwise(chain):
-        skip, branches = _split(calls, fork, cut)
-        body = set().union(*(_between(calls, fork, i) for i in branches)) - _between(calls, fork, skip)
-        identity = _only_reshaped(calls, fork, skip)
-        if not body or not (identity or len(calls[cut].shape) > 2):  # a sum of two heads is no unit
-            continue
-        end = _rectified(calls, chain, cut)
-        taps = [_outputs(seen, i, fork) for i in branches]
-        places = calls[cut].places
-        if places and places.count:
-            stage, count = stage + (0 < count != places.count), places.count
+    sums = _sums(seen)
+    found = []
+    for index, (one, stage) in enumerate(zip(sums, _stages(seen.calls[one.cut] for one in sums), strict=True)):
+        body = set().union(*(seen.between(one.fork, i) for i in one.branches)) - seen.between(one.fork, one.skip)
+        end = _rectified(seen, one.cut)
+        silent = [_outputs(seen, i, one.fork) for i in one.branches]
         found.append(
             Unit(
-                index=len(found),
-                kind=_kind([calls[i] for i in sorted(body)]),
+                index=index,
+                kind=_kind(seen.calls, body),
                 stage=stage,
                 module=_module(seen, body),
-                shape=calls[end].shape[1:],
-                before=_tap(seen, fork),
-                after=_tap(seen, end) or _tap(seen, cut),
-                branch=tuple(dict.fromkeys(tap for one in taps for tap in one or ())) if all(taps) else (),
-                identity=identity,
+                shape=seen.calls[end].shape[1:],
+                before=_tap(seen, one.fork),
+                after=_tap(seen, end) or _tap(seen, one.cut),
+                branch=tuple(dict.fromkeys(tap for taps in silent for tap in taps or ())) if all(silent) else (),
+                identity=one.identity,
             )
         )
     return found
@@ -275,95 +298,130 @@ def _residual(seen: Trace) -> list[Unit]:
 
 def _named(seen: Trace, at: Sequence[str]) -> list[Unit]:
     """The first call of each named module as a unit without a branch."""
-    found: list[Unit] = []
-    stage, size = 0, None
-    for path in at:
-        if (path, 0) not in seen.spans:
-            raise UserError(f"at={path!r}: this module does not run in a forward pass")
-        start, end = seen.spans[path, 0]
+    given = [_first_result(seen, path) for path in at]
+    found = []
+    for index, (path, call, stage) in enumerate(zip(at, given, _stages(given), strict=True)):
         taken = next((call for call in seen.calls if (path, 0) in call.received), None)
-        given = next((call for call in seen.calls if (path, 0) in call.returned), None)
-        if given is None:
-            raise UserError(f"at={path!r}: this module returns nothing that depends on the images")
-        if given.layout and size and given.layout.size != size:
-            stage += 1
-        size = given.layout.size if given.layout else size
         before = Tap(path, "input", 0, taken.layout) if taken else None
-        after = Tap(path, "output", 0, given.layout)
-        kind = _kind(seen.calls[start:end])
-        found.append(Unit(len(found), kind, stage, path, given.shape[1:], before, after, (), identity=False))
+        after = Tap(path, "output", 0, call.layout)
+        kind = _kind(seen.calls, range(*seen.spans[path, 0]))
+        found.append(Unit(index, kind, stage, path, call.shape[1:], before, after, (), identity=False))
     return found
 
 
-def _split(calls: list[Call], fork: int, cut: int) -> tuple[int, list[int]]:
-    """The skip and the branches of a sum, sums of sums taken apart: ``x + attention(x) + mlp(x)`` is one unit."""
-    terms = _terms(calls, fork, cut)
-    skips = [i for i in terms if _only_reshaped(calls, fork, i)]
-    skip = skips[0] if skips else min(terms, key=lambda i: len(_between(calls, fork, i)))
-    terms.remove(skip)
-    return skip, terms
+def _first_result(seen: Trace, path: str) -> Call:
+    if (path, 0) not in seen.spans:
+        raise UserError(f"at={path!r}: this module does not run in a forward pass")
+    for call in seen.calls:
+        if (path, 0) in call.returned:
+            return call
+    raise UserError(f"at={path!r}: this module returns nothing that depends on the images")
 
 
-def _terms(calls: list[Call], fork: int, i: int) -> list[int]:
-    if i <= fork or not calls[i].summands:
-        return [i]
-    return [term for summand in calls[i].summands for term in _terms(calls, fork, summand)]
+def _stages(streams: Iterable[Call]) -> Iterator[int]:
+    """The stage of each stream: its resolution, in whatever layout, counted in order of appearance."""
+    resolutions: list[int] = []
+    stage = 0
+    for call in streams:
+        if places := call.places.count if call.places else 0:
+            if places not in resolutions:
+                resolutions.append(places)
+            stage = resolutions.index(places)
+        yield stage
 
 
-def _cuts(seen: Trace) -> list[int]:
-    """The dominators of the output, from the images on: calls are in topological order, so one sweep finds them."""
-    above = {0: 0}
-    for i in range(1, seen.last + 1):
-        known = [p for p in seen.calls[i].parents if p in above and p != i]
-        if known:
-            above[i] = known[0]
-            for other in known[1:]:
-                a, b = above[i], other
-                while a != b:
-                    a, b = (above[a], b) if a > b else (a, above[b])
-                above[i] = a
-    chain, i = [seen.last], seen.last
-    while i:
-        i = above.get(i, 0)
-        chain.append(i)
-    return chain[::-1]
-
-
-def _between(calls: list[Call], fork: int, end: int) -> set[int]:
-    """The calls on the ways from ``fork`` (left out) to ``end``."""
-    found, todo = set(), [end]
+def _sums(seen: Trace) -> list[_Sum]:
+    """The sums that end a unit, found by walking back from the output; the walk steps over a unit to its fork."""
+    found, visited, todo = [], {0}, [seen.last]
     while todo:
         i = todo.pop()
-        if i > fork and i not in found:
-            found.add(i)
-            todo += calls[i].parents
-    return found
+        if i in visited:
+            continue
+        visited.add(i)
+        one = _identity_sum(seen, i) or _projected_sum(seen, i)
+        if one:
+            found.append(one)
+            todo.append(one.fork)
+        else:
+            todo += seen.calls[i].parents
+    return sorted(found, key=lambda one: one.cut)
 
 
-def _rectified(calls: list[Call], chain: list[int], cut: int) -> int:
-    """The cut itself, or the rectifier that follows it."""
-    following = chain[chain.index(cut) + 1 :]
-    return following[0] if following and calls[following[0]].name in RECTIFIER else cut
+def _identity_sum(seen: Trace, cut: int) -> _Sum | None:
+    """``x + f(x)``, or ``x + f(x) + g(x)``: a sum of an activation and what was made of it."""
+    terms, opened = (), seen.calls[cut].summands
+    while len(opened) > len(terms):
+        terms = opened
+        for k, skip in enumerate(terms):
+            fork, branches = _unshaped(seen, skip), terms[:k] + terms[k + 1 :]
+            if all(seen.between(fork, i) for i in branches):
+                return _Sum(cut, fork, skip, branches, identity=True)
+        opened = _opened(seen, terms, fork=0)
+    return None
 
 
-def _kind(body: Sequence[Call]) -> str:
-    """What the calls of a branch do to the image."""
-    names = {call.name for call in body}
-    spatial = [call for call in body if call.kernel > 1]
+def _projected_sum(seen: Trace, cut: int) -> _Sum | None:
+    """``g(x) + f(x)``, where everything since ``x`` passes through the sum, and ``g`` is a projection: not rectified."""
+    if not seen.calls[cut].summands or len(seen.calls[cut].shape) < 3:  # a sum of two heads is no unit
+        return None
+    fork, terms, opened = seen.above[cut], (), seen.calls[cut].summands
+    inside = seen.between(fork, cut) - {cut}
+    if any(reader not in inside | {cut} for i in inside for reader in seen.readers[i]):
+        return None
+    while len(opened) > len(terms):
+        terms, opened = opened, _opened(seen, opened, fork)
+    skip = min(terms, key=lambda i: _effort(seen, seen.between(fork, i)))
+    if fork in terms or any(seen.calls[i].name in NONLINEAR for i in seen.between(fork, skip)):
+        return None
+    return _Sum(cut, fork, skip, tuple(i for i in terms if i != skip), identity=False)
+
+
+def _opened(seen: Trace, terms: tuple[int, ...], fork: int) -> tuple[int, ...]:
+    """The terms of a sum, those that are sums themselves and read nowhere else replaced by their own."""
+    inner = [i for i in terms if i > fork and seen.calls[i].summands and len(seen.readers[i]) == 1]
+    return tuple(part for i in terms for part in (seen.calls[i].summands if i in inner else (i,)))
+
+
+def _effort(seen: Trace, body: set[int]) -> tuple[int, int]:
+    return len(body), max((seen.calls[i].kernel for i in body), default=0)
+
+
+def _unshaped(seen: Trace, i: int) -> int:
+    """The call that made the numbers that ``i`` returned, perhaps in another shape."""
+    while seen.calls[i].name in SHAPE | NEUTRAL and len(seen.calls[i].parents) == 1:
+        (i,) = seen.calls[i].parents
+    return i
+
+
+def _rectified(seen: Trace, cut: int) -> int:
+    """The cut itself, or the rectifier that alone reads it."""
+    match seen.readers[cut]:
+        case [reader] if seen.calls[reader].name in RECTIFIER:
+            return reader
+    return cut
+
+
+def _kind(calls: Sequence[Call], body: Iterable[int]) -> str:
+    """What a branch does to the image."""
+    made = [calls[i] for i in sorted(body)]
+    names = {call.name for call in made}
+    spatial = [call for call in made if call.kernel > 1]
     convolved = any(call.name.startswith("conv") and call.learned for call in spatial)
-    products = sum(call.product for call in body)
-    weighted = any(call.product or (call.name in GATE and len(call.parents) > 1) for call in body)
-    if names & FUSED_ATTENTION or products >= 2 or (weighted and names & SOFTMAX and not convolved):
+    weights = [call for call in made if call.product or _is_weighted_sum(calls, call)]
+    if names & FUSED_ATTENTION or len(weights) > 1 or (weights and not convolved):
         return "attention"
     if convolved:
         return "conv"
     if spatial:
         return "blur"
-    if names & {"lstm", "gru", "rnn_tanh", "rnn_relu"}:
+    if names & RECURRENT:
         return "other"
-    if any(call.name == "linear" or (call.name.startswith("conv") and call.learned) for call in body):
-        return "mlp"
-    return "other"
+    return "mlp" if any(call.learned and call.name.startswith(("linear", "conv")) for call in made) else "other"
+
+
+def _is_weighted_sum(calls: Sequence[Call], call: Call) -> bool:
+    """Whether it sums products of two activations: attention without a matrix product."""
+    return call.name == "sum" and any(calls[p].name in GATE and len(calls[p].parents) > 1 for p in call.parents)
 
 
 def _module(seen: Trace, body: set[int]) -> str:
@@ -374,15 +432,20 @@ def _module(seen: Trace, body: set[int]) -> str:
 
 
 def _tap(seen: Trace, i: int) -> Tap | None:
-    """Where call ``i``, perhaps reshaped, enters or leaves a module; one that runs once if there is one."""
-    children = [j for j in range(i + 1, len(seen.calls)) if i in seen.calls[j].parents and seen.calls[j].name in SHAPE]
-    for j in [i, *children]:
-        call = seen.calls[j]
-        here = [Tap(module, "output", time, call.layout) for module, time in reversed(call.returned)]
-        here += [Tap(module, "input", time, call.layout) for module, time in call.received]
-        if here:
-            return min(here, key=lambda tap: seen.times_called[tap.module] > 1)
-    return None
+    """Where call ``i``, perhaps reshaped, enters or leaves a module: as a map if it does, once in a pass if it can."""
+    same, todo = [], [i]
+    while todo:
+        j = todo.pop(0)
+        same.append(j)
+        todo += [k for k in seen.readers[j] if seen.calls[k].name in SHAPE | NEUTRAL]
+    taps = [tap for j in same for tap in _passes(seen.calls[j])]
+    return min(taps, key=lambda tap: (tap.layout is None, seen.times_called[tap.module] > 1), default=None)
+
+
+def _passes(call: Call) -> list[Tap]:
+    """What returns and receives a call's result: the outermost module first."""
+    returned = [Tap(module, "output", time, call.layout) for module, time in reversed(call.returned)]
+    return returned + [Tap(module, "input", time, call.layout) for module, time in call.received]
 
 
 def _outputs(seen: Trace, i: int, fork: int) -> tuple[Tap, ...] | None:
@@ -391,7 +454,7 @@ def _outputs(seen: Trace, i: int, fork: int) -> tuple[Tap, ...] | None:
         return None
     call = seen.calls[i]
     if call.returned:
-        here = [Tap(module, "output", time, call.layout) for module, time in reversed(call.returned)]
+        here = [tap for tap in _passes(call) if tap.side == "output"]
         return (min(here, key=lambda tap: seen.times_called[tap.module] > 1),)
     if call.name in HOMOGENEOUS and call.parents:
         return next((taps for p in call.parents if (taps := _outputs(seen, p, fork))), None)
@@ -399,14 +462,6 @@ def _outputs(seen: Trace, i: int, fork: int) -> tuple[Tap, ...] | None:
         parts = [_outputs(seen, p, fork) for p in call.parents]
         return tuple(dict.fromkeys(tap for part in parts for tap in part or ())) if all(parts) else None
     return None
-
-
-def _only_reshaped(calls: list[Call], fork: int, i: int) -> bool:
-    while i != fork:
-        if calls[i].name not in SHAPE | NEUTRAL or len(calls[i].parents) != 1:
-            return False
-        (i,) = calls[i].parents
-    return True
 
 
 def _refuse_unknown(model: nn.Module, at: Sequence[str]) -> None:

@@ -189,7 +189,10 @@ def measure(
 # --- models x analyses
 
 
-@app.command("study", help="Run analyses of models into one folder.\n\nExample: backlight study --models demo-cnn demo-vit --out runs")
+@app.command(
+    "study",
+    help="Run analyses of models into one folder.\n\nExample: backlight study --models demo-cnn demo-vit --out runs",
+)
 @shares_options
 def study_command(
     setup: Setup,
@@ -240,7 +243,10 @@ def report_command(
     print(write_report(folder, out))
 
 
-@app.command("demo", help="Analyse three small trained models on real images and write a page.\n\nExample: backlight demo --out demo")
+@app.command(
+    "demo",
+    help="Analyse three small trained models on real images and write a page.\n\nExample: backlight demo --out demo",
+)
 def demo_command(
     out: Annotated[Path, typer.Option(metavar="DIR")] = Path("demo"),
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Fewer images, sooner done.")] = None,
@@ -263,7 +269,10 @@ def demo_command(
 # --- one model
 
 
-@app.command("units", help="The residual units of a model.\n\nExample: backlight units vit_tiny_patch16_224 --no-pretrained --check")
+@app.command(
+    "units",
+    help="The residual units of a model.\n\nExample: backlight units vit_tiny_patch16_224 --no-pretrained --check",
+)
 def units_command(
     model: Model,
     prove: Annotated[bool, typer.Option("--check", help="Silence each unit and compare the stream.")] = False,
@@ -345,12 +354,21 @@ def train_command(
     from .recipes import recipe as named
     from .training import train_to_folder
 
-    given = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
+    given: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
     chosen = replace(named(recipe), **{name: value for name, value in given.items() if value is not None})
     if (out / "model.json").exists() and not overwrite:
         raise UserError(f"{out} holds a model already: choose another --out, or --overwrite")
     for line in train_to_folder(
-        model, out, chosen, data=data, limit=limit, seed=seed, device=device, threads=threads, data_root=data_root, download=download
+        model,
+        out,
+        chosen,
+        data=data,
+        limit=limit,
+        seed=seed,
+        device=device,
+        threads=threads,
+        data_root=data_root,
+        download=download,
     ):
         if not quiet:
             say(line)
@@ -361,7 +379,9 @@ def train_command(
 
 
 @app.command("models", help="The models that can be named.\n\nExample: backlight models 'resnet*'")
-def models_command(pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern.")] = "", as_json: AsJson = False) -> None:
+def models_command(
+    pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern.")] = "", as_json: AsJson = False
+) -> None:
     """Spellings: a timm name, NAME?img_size=32, torchvision:NAME, hf:ORG/NAME, a folder, package.module:factory, word:ccc cca."""
     from .models.zoo import list_names
 
@@ -448,7 +468,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 a user's mistake, 3 a gate failed, 4 not to be had, 5 some cells failed, 130 stopped."""
     try:
         command = typer.main.get_command(app)
-        code = command.main(list(repeated(sys.argv[1:] if argv is None else argv)), prog_name="backlight", standalone_mode=False)
+        code = command.main(
+            list(repeated(sys.argv[1:] if argv is None else argv)), prog_name="backlight", standalone_mode=False
+        )
     except UserError as error:
         fail(str(error), error.exit_code)
     except UsageError as error:
@@ -514,6 +536,6 @@ def read_plan(
             raise UserError(f"{file}: there is no setting {key!r}{did_you_mean(key, known)}")
     default = Setup()
     from_file = {k: tuple(v) if k == "at" else v for k, v in told.items() if k not in ("models", "analyses", "out")}
-    kept = {k: v for k, v in from_file.items() if getattr(setup, k) == getattr(default, k)}
+    kept: dict[str, Any] = {k: v for k, v in from_file.items() if getattr(setup, k) == getattr(default, k)}
     place = out or (Path(told["out"]) if "out" in told else None)
     return models or told.get("models", []), analyses or told.get("analyses"), place, replace(setup, **kept)

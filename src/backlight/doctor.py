@@ -27,5 +27,7 @@ def findings() -> dict[str, str]:
             package: "found" if importlib.util.find_spec(package) else f"missing: pip install 'backlight[{extra}]'"
             for package, extra in extras.items()
         },
-        "browser": next((b for b in ("chromium", "google-chrome") if shutil.which(b)), "none (only the page's own test needs one)"),
+        "browser": next(
+            (b for b in ("chromium", "google-chrome") if shutil.which(b)), "none (only the page's own test needs one)"
+        ),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -38,17 +39,21 @@ STYLE = {
 }
 
 
-def paper_figure(panels: int) -> tuple[Figure, Sequence[Axes]]:
-    """A row of panels, 2.6 inches each, without a window."""
+def paper_style() -> AbstractContextManager[None]:
+    """Within the block everything is drawn in the sizes of a paper's column."""
     import matplotlib as mpl
+
+    return mpl.rc_context(STYLE)  # type: ignore[arg-type]
+
+
+def paper_figure(panels: int) -> tuple[Figure, Sequence[Axes]]:
+    """A row of panels, 2.9 inches each, without a window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.9 * panels, 2.4), layout="constrained", dpi=200)
-        FigureCanvasAgg(figure)
-        axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
-    return figure, axes
+    figure = Figure(figsize=(2.9 * panels, 2.4), layout="constrained", dpi=200)
+    FigureCanvasAgg(figure)
+    return figure, [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
 
 
 def by_unit(table: Iterable[Row]) -> Iterator[list[Row]]:
@@ -112,7 +117,14 @@ def reliability(ax: Axes, diagram: np.ndarray) -> None:
     ax.bar(centres, np.nan_to_num(accuracy), width=0.92 / bins, color=KIND_COLOUR["conv"], alpha=0.85, label="accuracy")
     error = np.nan_to_num(np.abs([accuracy - low, high - accuracy]))
     ax.errorbar(centres, accuracy, error, fmt="none", ecolor="0.2", elinewidth=0.7)
-    ax.step(np.linspace(0, 1, bins + 1), np.append(share, share[-1]), where="post", color="0.45", lw=0.9, label="share of images")
+    ax.step(
+        np.linspace(0, 1, bins + 1),
+        np.append(share, share[-1]),
+        where="post",
+        color="0.45",
+        lw=0.9,
+        label="share of images",
+    )
     ax.plot([0, 1], [0, 1], color="0.2", lw=0.8, ls="--")
     ax.set(xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1), ylim=(0, 1))
     ax.legend(frameon=False, loc="upper left")

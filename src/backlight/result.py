@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+#: The files of which one makes a folder Backlight's own, which a newer one may replace.
+OURS = ("result.json", "model.json")
+
 Row = dict[str, Any]
 Verdict = Literal["holds", "does not hold", "undecided"]
 
@@ -42,7 +45,13 @@ class Claim:
 
     @classmethod
     def of_sign(
-        cls, sign: Literal["positive", "negative"], interval: Sequence[float], *, statement: str, source: str, quantity: str
+        cls,
+        sign: Literal["positive", "negative"],
+        interval: Sequence[float],
+        *,
+        statement: str,
+        source: str,
+        quantity: str,
     ) -> Claim:
         """The claim that ``interval`` (value, low, high) is of one sign; undecided where the interval holds zero.
 
@@ -82,17 +91,17 @@ class Result:
 
     def figure(self) -> Figure:
         """All panels side by side, in a style fit for print."""
-        from .drawing import paper_figure
+        from .drawing import paper_figure, paper_style
 
-        figure, axes = paper_figure(len(self.panels))
-        for ax, panel in zip(axes, self.panels, strict=True):
-            self.draw(ax, panel)
-        figure.suptitle(self.model)
+        with paper_style():
+            figure, axes = paper_figure(len(self.panels))
+            for ax, panel in zip(axes, self.panels, strict=True):
+                self.draw(ax, panel)
+            figure.suptitle(self.model)
         return figure
 
     def save(self, folder: str | Path) -> Path:
         """Write the result as a folder of this name, whole or not at all.  Replaces an older one."""
-        import matplotlib.pyplot as plt
         import pyarrow as pa
         import pyarrow.parquet as pq
         from safetensors.numpy import save_file
@@ -101,70 +110,98 @@ class Result:
         with writing(folder) as draft:
             pq.write_table(pa.Table.from_pylist(self.rows()), draft / "rows.parquet")
             if self.arrays:
-                save_file({name: np.ascontiguousarray(array) for name, array in self.arrays.items()}, draft / "arrays.safetensors")
+                save_file(
+                    {name: np.ascontiguousarray(array) for name, array in self.arrays.items()},
+                    draft / "arrays.safetensors",
+                )
             document = {
                 "analysis": self.analysis,
                 "model": self.model,
                 "claims": self.claims,
                 "evidence": dict(self.evidence),
             }
-            (draft / "result.json").write_text(json.dumps(plain(document), indent=1, ensure_ascii=False) + "\n")
+            text = json.dumps(plain(document), indent=1, ensure_ascii=False, allow_nan=False)
+            (draft / "result.json").write_text(text + "\n", encoding="utf-8")
             figure = self.figure()
             for suffix in ("png", "pdf"):
                 figure.savefig(draft / f"{self.analysis}.{suffix}")
-            plt.close(figure)
         return folder
 
 
 def load(folder: str | Path) -> Result:
     """The result that :meth:`Result.save` wrote.  Errors: UserError if the folder does not hold a whole one."""
     import pyarrow.parquet as pq
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     from . import analyses
 
     folder = Path(folder)
     try:
-        document = json.loads((folder / "result.json").read_text())
+        document = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         table = pq.read_table(folder / "rows.parquet").to_pylist()
         arrays = load_file(folder / "arrays.safetensors") if (folder / "arrays.safetensors").exists() else {}
         kind = analyses.result_type(document["analysis"])
-        claims = [Claim(**{k: math.nan if v is None else v for k, v in c.items()}) for c in document["claims"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} does not hold a result of Backlight: {str(error).splitlines()[0]}") from error
+        claims = [_claim(**claim) for claim in document["claims"]]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder} does not hold a whole result of Backlight: {reason}") from error
     for row in table:
         row.pop("model")
     return kind(document["model"], table, claims, document["evidence"], arrays)
 
 
+def _claim(**saved: Any) -> Claim:
+    """A claim whose numbers JSON could not hold are NaN."""
+    return Claim(**{name: math.nan if value is None else value for name, value in saved.items()})
+
+
 class writing:
-    """A draft folder that takes the place of ``folder`` when the block ends well, and is gone when it does not."""
+    """A draft folder that takes the place of ``folder`` when the block ends well, and is gone when it does not.
+
+    Errors: UserError if the folder cannot be written, or holds something that Backlight did not write.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder.resolve()
 
     def __enter__(self) -> Path:
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
+            if self.folder.exists() and any(self.folder.iterdir()) and not any((self.folder / f).exists() for f in OURS):
+                raise UserError(f"{self.folder} holds what Backlight did not write; choose another --out, or empty it")
             self.draft = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
         except OSError as error:
-            raise UserError(f"cannot write {self.folder}: {error.strerror}; choose another --out") from error
+            raise UserError(f"cannot write {self.folder}: {error.strerror or error}; choose another --out") from error
         return self.draft
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if kind is not None:
+        try:
+            if error is None:
+                self._take_place()
+        except OSError as failure:
+            error = failure
+        finally:
             shutil.rmtree(self.draft, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise UserError(f"cannot write {self.folder}: {error.strerror}; nothing was left behind") from error
-            return
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {self.folder}: {error.strerror or error}; nothing was left behind") from error
+
+    def _take_place(self) -> None:
+        """Two renames: at no moment is there half a folder, old or new."""
         self.draft.chmod(0o755)
         if self.folder.exists():
-            shutil.rmtree(self.folder)
-        os.replace(self.draft, self.folder)
+            old = self.draft.with_name(self.draft.name + "-old")
+            os.replace(self.folder, old)
+            os.replace(self.draft, self.folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(self.draft, self.folder)
 
 
 def plain(value: Any) -> Any:
     """The same value as JSON can hold it: dataclasses as mappings, NaN and infinities as null."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if is_dataclass(value) and not isinstance(value, type):

@@ -142,7 +142,7 @@ def _sharing(asked: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Mapping[s
 def _measure(
     name: str, model: Any, data: Iterable[Any], group: Mapping[str, Mapping[str, Any]], setup: Setup
 ) -> Sequence[Result]:
-    shared = {"name": name, "resamples": setup.resamples, "seed": setup.seed}
+    shared: dict[str, Any] = {"name": name, "resamples": setup.resamples, "seed": setup.seed}
     if all(analysis in analyses.SINGLE_PASS for analysis in group):
         from .analyses.single_pass import single_pass
 

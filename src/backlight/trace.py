@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -53,6 +54,44 @@ class Trace:
     last: int
     spans: dict[tuple[str, int], tuple[int, int]]  # (module, call) -> the calls made while it ran
     times_called: dict[str, int]
+
+    def between(self, start: int, end: int) -> set[int]:
+        """The calls on the ways from ``start`` (left out) to ``end``; empty if there is none."""
+        above, todo = set(), [end]
+        while todo:
+            i = todo.pop()
+            if i > start and i not in above:
+                above.add(i)
+                todo += self.calls[i].parents
+        ways: set[int] = set()
+        for i in sorted(above):
+            if any(parent == start or parent in ways for parent in self.calls[i].parents):
+                ways.add(i)
+        return ways if end in ways else set()
+
+    @cached_property
+    def readers(self) -> dict[int, list[int]]:
+        """The calls that read each call's result on the way to the output."""
+        readers: dict[int, list[int]] = defaultdict(list)
+        for i in sorted(self.between(0, self.last)):
+            for parent in self.calls[i].parents:
+                readers[parent].append(i)
+        return readers
+
+    @cached_property
+    def above(self) -> list[int]:
+        """The immediate dominator of each call: the last one before it that every way from the images goes through.
+
+        Calls are in topological order, so one sweep finds them (Cooper, Harvey & Kennedy, 2001).
+        """
+        above = [0]
+        for call in self.calls[1:]:
+            common, *others = call.parents
+            for other in others:
+                while common != other:
+                    common, other = (above[common], other) if common > other else (common, above[other])
+            above.append(common)
+        return above
 
 
 def trace(model: nn.Module, images: Tensor) -> Trace:

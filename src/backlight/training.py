@@ -1,7 +1,7 @@
 """Training, as a loop that yields its steps: what to print, save or stop is a few lines around it.
 
-    for step in train(model, data, recipe):
-        print(step.epoch, step.loss)
+for step in train(model, data, recipe):
+    print(step.epoch, step.loss)
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def train(model: nn.Module, data: TrainingSet, recipe: Recipe, *, seed: int = 0)
         raise UserError(f"a batch of {recipe.batch_size} is more than the {len(data.images)} training images")
     device = device_of(model)
     generator = torch.Generator().manual_seed(seed)
-    skip = getattr(model, "no_weight_decay", set)()
+    skip: set[str] = getattr(model, "no_weight_decay", set)()
     groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=skip)
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
     mix = _mixing(recipe, data.classes)
@@ -126,12 +126,16 @@ def train_to_folder(
     """Train a model by name on data by name and save it; yields a line an epoch, and the test accuracy last."""
     from .analyses.calibration import calibration
     from .data import as_arrays, dataset, load_data
+    from .models.preprocessing import with_preprocessing
     from .models.zoo import load_model, save_model
     from .study import device_named
 
     if threads:
         torch.set_num_threads(threads)
     chosen = dataset(data, "train", limit=limit, seed=seed, root=data_root, download=download)
+    if chosen.split == "all":
+        raise UserError(f"{data} has no train and test folders, and a model must not be tested on what it was trained on")
+    dataset(data, "test", root=data_root)  # refuse now what would be missed after the training
     training_set = TrainingSet.of(*as_arrays(chosen), len(chosen.classes))
     model = load_model(spec, pretrained=False, num_classes=len(chosen.classes), seed=seed).to(device_named(device))
     losses: list[float] = []
@@ -142,14 +146,20 @@ def train_to_folder(
             left = (time.monotonic() - started) / step.step * (step.steps - step.step)
             yield f"epoch {step.epoch + 1} of {recipe.epochs}: loss {np.mean(losses):.3f}, {clock(left)} left"
             losses.clear()
-    told = {"preprocessing": training_set.preprocessing, "classes": chosen.classes, "num_classes": len(chosen.classes)}
-    facts = {"recipe": asdict(recipe), "data": data, "limit": limit, "seed": seed, "threads": torch.get_num_threads()}
+    model = with_preprocessing(model.cpu(), training_set.preprocessing | {"num_classes": len(chosen.classes)})
+    test = calibration(model, load_data(data, model=model, split="test", root=data_root), seed=seed)
+    tested = {row["metric"]: [round(row[end], 4) for end in ("value", "low", "high")] for row in test.table}
     with writing(out) as draft:
-        save_model(model.cpu(), draft, spec=spec, versions=dict(versions()), **facts, **told)
-        saved = load_model(str(draft))
-        test = calibration(saved, load_data(data, model=saved, split="test", root=data_root), seed=seed)
-        tested = {row["metric"]: [round(row[end], 4) for end in ("value", "low", "high")] for row in test.table}
-        save_model(saved, draft, spec=spec, versions=dict(versions()), test=tested, **facts, **told)
+        save_model(
+            model,
+            draft,
+            spec=spec,
+            num_classes=len(chosen.classes),
+            preprocessing=training_set.preprocessing,
+            classes=chosen.classes,
+            **{"recipe": asdict(recipe), "data": data, "limit": limit, "seed": seed, "threads": torch.get_num_threads()},
+            **{"test_images": test.evidence["images"], "test": tested, "versions": dict(versions())},
+        )
     accuracy, low, high = (100 * x for x in tested["accuracy"])
     yield f"accuracy on {test.evidence['images']} test images: {accuracy:.1f}% [{low:.1f}, {high:.1f}]"
 

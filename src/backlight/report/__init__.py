@@ -1,7 +1,7 @@
 """A folder of results -> one HTML page that needs nothing else: no network, no fonts, no server.
 
-The page is a template filled with sentences and tables, one JSON of the numbers, one script that draws the charts from it,
-and Plotly, once.  The same folder gives the same bytes.  An analysis gets its own section by a file in ``sections/``.
+The page is a template filled with sentences and tables, one JSON of the numbers, one script that draws the charts from
+it, and Plotly, once.  The same folder gives the same bytes.  A file in ``sections/`` gives an analysis its own section.
 """
 
 from __future__ import annotations

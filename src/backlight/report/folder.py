@@ -1,7 +1,7 @@
 """What a folder of results holds: models, what was found in each, and what is missing or broken.
 
-``FOLDER/MODEL/ANALYSIS/`` are saved results; ``study.json``, ``MODEL/model.json`` and ``MODEL/failed.json`` say more when
-a study wrote the folder.  Nothing here trusts a file: a broken one is left out, and the page says so.
+``FOLDER/MODEL/ANALYSIS/`` are saved results; ``study.json``, ``MODEL/model.json`` and ``MODEL/failed.json`` say more
+when a study wrote the folder.  Nothing here trusts a file: a broken one is left out, and the page says so.
 """
 
 from __future__ import annotations

@@ -271,9 +271,12 @@
     return Math.min(560, Math.max(430, aside.clientHeight - whole.clientHeight + place.clientHeight - 16));
   }
 
+  const drawn = new Map(); // the width that each was last drawn at
+
   function draw(place) {
     const width = root.classList.contains("printing") ? PAPER_WIDTH : place.clientWidth;
     if (!width) return; // behind a tab
+    drawn.set(place, width);
     const name = place.dataset.chart, chart = page.charts[name];
     const shown = models.filter((model) => model.shown && page.tables[chart.table][model.index]);
     place.classList.toggle("empty", !shown.length);
@@ -290,17 +293,13 @@
   const drawAll = () => places.forEach(draw);
 
   function keepFitting() {
-    const widths = new Map();
     const observer = new ResizeObserver((entries) => requestAnimationFrame(() => {
       for (const { target } of entries) {
-        if (!root.classList.contains("printing") && widths.get(target) !== target.clientWidth) {
-          widths.set(target, target.clientWidth);
-          draw(target);
-        }
+        if (!root.classList.contains("printing") && drawn.get(target) !== target.clientWidth) draw(target);
       }
     }));
     places.forEach((place) => observer.observe(place));
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+    
   }
 
   // --- controls
@@ -319,11 +318,14 @@
   function switchTabs() {
     for (const list of all("[role=tablist]")) {
       const tabs = all("[role=tab]", list);
-      const select = (chosen) => tabs.forEach((tab) => {
-        tab.setAttribute("aria-selected", String(tab === chosen));
-        tab.tabIndex = tab === chosen ? 0 : -1;
-        document.getElementById(tab.getAttribute("aria-controls")).classList.toggle("other-tab", tab !== chosen);
-      });
+      const select = (chosen) => {
+        for (const tab of tabs) {
+          tab.setAttribute("aria-selected", String(tab === chosen));
+          tab.tabIndex = tab === chosen ? 0 : -1;
+          document.getElementById(tab.getAttribute("aria-controls")).classList.toggle("other-tab", tab !== chosen);
+        }
+        drawAll();
+      };
       tabs.forEach((tab, i) => {
         tab.addEventListener("click", () => select(tab));
         tab.addEventListener("keydown", (event) => {

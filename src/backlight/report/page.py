@@ -70,7 +70,8 @@ def policy(scripts: Iterable[str]) -> str:
     """A content security policy: nothing is fetched from anywhere, and no other script than these runs."""
     hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+    closed = "default-src 'none'; base-uri 'none'; form-action 'none'"
+    return f"{closed}; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def embedded(document: Any) -> str:
@@ -126,15 +127,13 @@ def _outcome(found: Sequence[Mapping[str, Any]]) -> str:
     if not found:
         return "None of the paper's statements could be tested with these results."
     verdicts = [{claim.verdict for claim in statement["claims"] if claim is not None} for statement in found]
-    alone = all(len(statement["claims"]) == 1 for statement in found)
+    alone = len(found[0]["claims"]) == 1
+    no = ("does not", "do not", "") if alone else ("holds", "hold", " in none")
     tallies = [
-        (sum(v == {"holds"} for v in verdicts), "holds", "hold", "" if alone else " in every model concerned"),
-        (
-            sum(v == {"does not hold"} for v in verdicts),
-            *(("does", "do", " not") if alone else ("holds", "hold", " in none")),
-        ),
-        (sum(v == {"undecided"} for v in verdicts), "stays", "stay", " undecided on these images"),
-        (sum(len(v) > 1 for v in verdicts), "differs", "differ", " from model to model"),
+        (verdicts.count({"holds"}), "holds", "hold", "" if alone else " in every model concerned"),
+        (verdicts.count({"does not hold"}), *no),
+        (verdicts.count({"undecided"}), "stays", "stay", " undecided on these images"),
+        (sum(len(verdict) > 1 for verdict in verdicts), "differs", "differ", " from model to model"),
     ]
     told = words.series(f"{n} {one if n == 1 else several}{how}" for n, one, several, how in tallies if n)
     return f"Of {words.counted(len(found), 'statement')} of the paper that could be tested, {told}."
@@ -146,8 +145,8 @@ def statements(study: Study, analyses: Iterable[str]) -> list[dict[str, Any]]:
     for analysis in analyses:
         for i, result in enumerate(study.results(analysis)):
             for claim in result.claims if result is not None else []:
-                nobody: list[Claim | None] = [None] * len(study.models)
-                entry = {"analysis": analysis, "statement": claim.statement, "source": claim.source, "claims": nobody}
+                entry: dict[str, Any] = {"analysis": analysis, "statement": claim.statement, "source": claim.source}
+                entry["claims"] = [None] * len(study.models)
                 found.setdefault((analysis, claim.statement), entry)["claims"][i] = claim
     for entry in found.values():
         entry["quantity"] = words.merged([claim.quantity for claim in entry["claims"] if claim is not None])
@@ -202,7 +201,7 @@ def _accuracy(model: Model) -> str:
 
 def _kinds(study: Study) -> set[str]:
     rows = (row for model in study.models for result in model.results.values() for row in result.table)
-    return {_known(kind) for kind in {row.get("kind") for row in rows} - {None, "whole"}}
+    return {_known(kind) for row in rows if (kind := row.get("kind", "whole")) != "whole"}
 
 
 # --- the sections
@@ -301,7 +300,7 @@ def _plain(value: Any) -> str:
 def numbers(study: Study) -> dict[str, Any]:
     """Everything that ``page.js`` draws from: models, tables by column, charts."""
     tables: dict[str, list[Any]] = {}
-    charts = {}
+    charts: dict[str, dict[str, Any]] = {}
     for analysis in study.analyses:
         results = study.results(analysis)
         tables[analysis] = [_columns(result.table) if result is not None else None for result in results]

@@ -1,7 +1,7 @@
 """The sections of the page, a file an analysis: what its figure shows and how to read it.
 
-To give an analysis its own section, add ``sections/ANALYSIS.py`` with a ``SECTION``.  Charts are told, not drawn: a chart names
-the table it reads and the columns to show, and ``page.js`` draws it.  An analysis without a file gets a plain table.
+To give an analysis its own section, add ``sections/ANALYSIS.py`` with a ``SECTION``.  Charts are told, not drawn: one
+names the table it reads and the columns to show, and ``page.js`` draws it.  An analysis without a file gets a table.
 """
 
 from __future__ import annotations

@@ -67,8 +67,10 @@ def reliability(result: Result) -> list[Row]:
 SECTION = Section(
     title="Calibration",
     reading=(
-        "Images are binned by the model's confidence; each mark is the accuracy in a bin, larger where the bin holds more images. "
-        "On the diagonal a model is as often right as it is confident; below it the model is over-confident, above it under-confident."
+        "Images are binned by the model's confidence; each mark is the accuracy in a bin, larger where the bin holds "
+        "more images. "
+        "On the diagonal a model is as often right as it is confident; below it the model is over-confident, above it "
+        "under-confident."
     ),
     needs=("metric", "value", "low", "high", "reliability"),
     figures=figures,

@@ -23,10 +23,10 @@ def figures(results: Results) -> list[list[Chart]]:
 SECTION = Section(
     title="Fourier analysis",
     reading=(
-        "Δ log amplitude is the log amplitude of the feature map's highest frequency less that of its mean: lower means "
-        "smoother maps, and a step down at a unit means that the unit smooths. "
-        "Where a line turns faint the resolution changes and with it what “highest” means, so read steps within a stage only; "
-        "the transfer function compares equal cycles per image, so it can be read across that change too."
+        "Δ log amplitude is the log amplitude of the feature map's highest frequency less that of its mean: lower "
+        "means smoother maps, and a step down at a unit means that the unit smooths. "
+        "Where a line turns faint the resolution changes and with it what “highest” means, so read steps within a "
+        "stage only; the transfer function compares equal cycles per image, so it can be read across that change too."
     ),
     needs=("unit", "kind", "stage", "module", "frequency", "delta", "delta_low", "delta_high", "transfer"),
     figures=figures,

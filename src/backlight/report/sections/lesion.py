@@ -29,7 +29,8 @@ def _whole(result: Result | None, metric: str, scale: float, unit: str) -> str:
     ends = result.evidence.get("whole", {}).get(metric)
     if not ends:  # a result made by hand: its first row is the whole model
         ends = [result.table[0].get(metric), None, None]
-    return f"whole: {interval(*ends, scale=scale)}{unit}"
+    value, low, high = ends
+    return f"whole: {interval(value, low, high, scale)}{unit}"
 
 
 def _worst(results: Results) -> str:
@@ -38,7 +39,8 @@ def _worst(results: Results) -> str:
         lesions = [row for row in result.table if row["unit"] >= 0] if result is not None else []
         if result is not None and lesions:
             worst = min(lesions, key=lambda row: row["accuracy_change"])
-            change = interval(*(worst[f"accuracy_change{end}"] for end in ("", "_low", "_high")), scale=100)
+            value, low, high = (worst[f"accuracy_change{end}"] for end in ("", "_low", "_high"))
+            change = interval(value, low, high, 100)
             tales.append(f"{result.model}: most without unit {worst['unit']}, {worst['module']}: {change} points.")
     return " ".join(tales)
 
@@ -48,8 +50,8 @@ SECTION = Section(
     reading=(
         "Each bar is what happens to the trained model when one unit passes the stream on unchanged: "
         "the further down, the more the model relies on that unit. "
-        "The letters under the bars are the units in order (a attention, c convolution, m MLP), dotted lines end a stage, "
-        "and where an interval reaches zero these images cannot tell whether the unit is needed."
+        "The letters under the bars are the units in order (a attention, c convolution, m MLP), dotted lines end a "
+        "stage, and where an interval reaches zero these images cannot tell whether the unit is needed."
     ),
     needs=(
         "unit", "kind", "stage", "module", "accuracy_change", "accuracy_change_low", "accuracy_change_high",

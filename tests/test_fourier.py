@@ -1,0 +1,323 @@
+"""The Fourier analysis of models whose transfer function is known in closed form."""
+
+import json
+import math
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from backlight import fourier
+from backlight.errors import UserError
+from backlight.numerics.frequency import radial_log_amplitude
+from known_models import (
+    BINOMIAL,
+    Residual,
+    averaging,
+    batches,
+    binomial,
+    blur,
+    filtering,
+    identity,
+    noise,
+    pointwise,
+    sharpen,
+    stem,
+    tower,
+)
+from torch import nn
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "analyses.json").read_text())
+CYCLES = range(5)  # of a map of 8 x 8
+
+
+def formula(shape, i):
+    j = torch.arange(math.prod(shape), dtype=torch.float64)
+    return torch.sin(0.618 * j * j + i).reshape(shape)
+
+
+def curves(result, column="delta"):
+    """A list of values by frequency for each unit."""
+    return {unit: [row[column] for row in rows] for unit, rows in groupby(result.rows(), key=lambda row: row["unit"])}
+
+
+def data(n=12, side=8, size=6):
+    return batches(noise(n, 3, side, side).double(), size)
+
+
+def found_in(*units, **settings):
+    return fourier(tower(*units).double(), data(), **settings)
+
+
+# --- the authors' numbers
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: str(case["shape"]))
+@pytest.mark.parametrize("paper", [False, True])
+def test_the_authors_numbers(case, paper):
+    maps = formula(case["shape"], case["i"])
+    model = nn.Sequential(stem(maps.shape[1]), nn.Flatten()).double()
+    result = fourier(model, [maps], at=["0"], paper=paper)
+    known = case["paper_delta_log_amplitude" if paper else "delta_log_amplitude_to_pi"]
+    assert curves(result)[0] == pytest.approx(known, abs=1e-9)
+    side = case["shape"][-1]
+    axis = np.linspace(0, 1, len(known)) if paper else 2 * np.arange(len(known)) / side
+    assert curves(result, "frequency")[0] == pytest.approx(list(axis))
+
+
+class Tokens(nn.Module):
+    """An image as tokens behind a class token and one unit."""
+
+    def __init__(self, class_token):
+        super().__init__()
+        self.class_token = nn.Parameter(class_token)
+        self.embed, self.unit, self.norm, self.head = nn.Identity(), nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.embed(torch.cat([self.class_token, x.flatten(2).transpose(1, 2)], dim=1))
+        return self.head(self.norm(x + self.unit(x))[:, 0])
+
+
+def test_the_authors_numbers_of_tokens_behind_a_class_token():
+    case = GOLDEN["tokens"]
+    tokens = formula(case["shape"], case["i"])
+    images = tokens[:, 1:].transpose(1, 2).unflatten(2, (14, 14))
+    result = fourier(Tokens(tokens[:, :1]).double(), [images], paper=True)
+    assert curves(result)[-1] == pytest.approx(case["paper_delta_log_amplitude"], abs=1e-9)
+
+
+# --- closed forms: what a unit does to each wave
+
+
+@pytest.mark.parametrize(
+    ("unit", "gain"),
+    [
+        (blur, lambda k: 1 + binomial(k)),
+        (sharpen, lambda k: 2 - binomial(k)),
+        (identity, lambda k: 1),
+        (lambda: averaging(1.0), lambda k: 2 if k == 0 else 1),
+        (lambda: averaging(-0.5), lambda k: 0.5 if k == 0 else 1),
+        (lambda: pointwise(torch.eye(3)), lambda k: 2),
+    ],
+)
+def test_the_transfer_function_is_the_filters(unit, gain):
+    result = found_in(unit())
+    known = [math.log(gain(k)) for k in CYCLES]
+    assert curves(result, "transfer")[0] == pytest.approx(known, abs=1e-4)
+    before, after = curves(result).values()
+    assert np.subtract(after, before) == pytest.approx(np.subtract(known, known[0]), abs=1e-4)
+    for row in result.rows()[5:]:  # the filter is the same for every image
+        assert [row["transfer_low"], row["transfer_high"]] == pytest.approx([row["transfer"]] * 2, abs=1e-4)
+
+
+def test_a_pure_blur_reaches_log_zero_at_pi():
+    """The stream through the binomial kernel alone: (1 + cos w)^2 / 4 on the diagonal, nothing is left at π."""
+    minus = BINOMIAL.clone()
+    minus[1, 1] -= 1
+    transfer = curves(found_in(filtering(minus)), "transfer")[0]
+    assert transfer[:4] == pytest.approx([math.log(binomial(k)) for k in range(4)], abs=1e-3)
+    assert transfer[4] < -10
+
+
+def test_transfers_of_units_in_a_row_add_up():
+    both = curves(found_in(blur(), sharpen(), averaging(2.0)), "transfer")
+    logs = curves(found_in(blur(), sharpen(), averaging(2.0)), "log_amplitude")
+    total = np.sum([both[0], both[1], both[2]], axis=0)
+    assert total == pytest.approx(np.subtract(logs[2], logs[-1]), abs=1e-9)
+
+
+def band_limited(n, side, limit):
+    """Noise that falls with frequency and has no wave of ``limit`` cycles or more."""
+    cycles = (torch.fft.fftfreq(side) * side).abs()
+    falling = torch.exp(-cycles / 3) * (cycles < limit)
+    return torch.fft.ifft2(torch.fft.fft2(noise(n, 3, side, side).double()) * falling[:, None] * falling).real
+
+
+def subsampling():
+    """Every second pixel, no filter: a convolution of one weight with stride 2."""
+    module = stem(3)
+    module.stride = (2, 2)
+    return module
+
+
+def test_subsampling_is_no_filter():
+    """The law that tells filtering from subsampling: transfer 0 at every wave the small map can hold, whatever Δ says."""
+    images = band_limited(6, 32, limit=8)
+    model = nn.Sequential(stem(3), subsampling(), nn.Flatten(), nn.Linear(3 * 16 * 16, 2)).double()
+    result = fourier(model, [images], at=["1"])
+    transfer = curves(result, "transfer")[0]
+    assert len(transfer) == 9
+    assert transfer[:8] == pytest.approx([0] * 8, abs=1e-3)
+    delta = curves(result)
+    assert delta[0][7] > delta[-1][14] + 5  # near π of each: the authors' measure calls subsampling a high-pass filter
+
+
+class Shrinking(nn.Module):
+    """A unit that halves the map: skip by subsampling, branch the same through a filter of gain 3."""
+
+    def __init__(self):
+        super().__init__()
+        self.skip, self.branch = subsampling(), subsampling()
+        with torch.no_grad():
+            self.branch.weight *= 2
+        self.out = nn.Identity()
+
+    def forward(self, x):
+        return self.out(self.skip(x) + self.branch(x))
+
+
+def test_the_transfer_of_a_unit_that_halves_the_map():
+    images = band_limited(6, 32, limit=8)
+    result = fourier(tower(Shrinking(), blur()).double(), [images])
+    transfer = curves(result, "transfer")
+    assert transfer[0][:8] == pytest.approx([math.log(3)] * 8, abs=1e-3)
+    assert transfer[1][:8] == pytest.approx([math.log(1 + binomial(k, 16)) for k in range(8)], abs=1e-3)
+    assert [row["stage"] for row in result.rows() if row["unit"] == 1][0] == 0
+    assert {(row["height"], row["cycles"]) for row in result.rows() if row["frequency"] == 1} == {(32, 16), (16, 8)}
+    assert result.claims  # of the blur: units that change the resolution are not asked
+
+
+def test_transfer_is_not_known_beyond_the_smaller_of_two_maps():
+    model = nn.Sequential(stem(3), nn.Upsample(scale_factor=2), nn.Flatten(), nn.Linear(3 * 256, 2)).double()
+    transfer = curves(fourier(model, data(), at=["1"]), "transfer")
+    assert np.isfinite(transfer[0][:5]).all()
+    assert np.isnan(transfer[0][5:]).all()
+    assert np.isnan(transfer[-1]).all()  # of the stem's own input nothing comes before
+
+
+# --- rows
+
+
+def test_rows_are_tidy():
+    result = found_in(blur(), averaging(1.0))
+    rows = result.rows()
+    assert len(rows) == 3 * 5
+    assert len({tuple(row) for row in rows}) == 1
+    assert [row["unit"] for row in rows[::5]] == [-1, 0, 1]
+    assert [row["kind"] for row in rows[::5]] == ["stem", "conv", "attention"]
+    assert [row["frequency"] for row in rows[:5]] == [0, 0.25, 0.5, 0.75, 1]
+    for row in rows:
+        assert row["delta_low"] <= row["delta"] <= row["delta_high"]
+        if row["cycles"] == 0:
+            assert row["delta"] == row["delta_low"] == row["delta_high"] == 0
+
+
+def test_log_amplitude_is_per_pixel():
+    """A map of ones has amplitude 1 at zero, whatever its size."""
+    for side in (8, 16):
+        result = fourier(tower(blur()), [torch.ones(2, 3, side, side)])
+        assert result.rows()[0]["log_amplitude"] == pytest.approx(0, abs=1e-5)
+
+
+def test_delta_is_the_difference_of_log_amplitudes():
+    for rows in map(list, (g for _, g in groupby(found_in(blur()).rows(), key=lambda row: row["unit"]))):
+        assert [row["delta"] for row in rows] == pytest.approx(
+            [row["log_amplitude"] - rows[0]["log_amplitude"] for row in rows]
+        )
+
+
+def test_radial_averages_over_directions():
+    result = fourier(tower(identity()).double(), data(), radial=True)
+    logs = radial_log_amplitude(torch.cat(data())).mean(0)
+    assert curves(result)[-1] == pytest.approx((logs - logs[0]).tolist(), abs=1e-9)
+    assert curves(result)[-1] != pytest.approx(curves(found_in(identity()))[-1], abs=1e-3)
+
+
+def test_the_interval_shrinks_with_the_root_of_the_images():
+    def width(n):
+        row = fourier(tower(identity()), batches(noise(n, 3, 8, 8), 50)).rows()[3]
+        return row["delta_high"] - row["delta_low"]
+
+    assert width(400) == pytest.approx(width(100) / 2, rel=0.25)
+
+
+def test_one_image_has_no_interval():
+    result = fourier(tower(blur()), [noise(1, 3, 8, 8)])
+    assert all(math.isnan(row["delta_low"]) for row in result.rows())
+    assert {claim.verdict for claim in result.claims} == {"undecided"}
+
+
+def test_maps_that_are_not_square():
+    result = fourier(tower(blur()).double(), [noise(4, 3, 8, 16).double()])
+    known = [math.log(1 + binomial(k)) for k in CYCLES]  # (k, 2k): the same frequency along both sides
+    assert curves(result, "transfer")[0] == pytest.approx(known, abs=1e-4)
+    assert (result.rows()[0]["height"], result.rows()[0]["width"]) == (8, 16)
+
+
+# --- named places
+
+
+def vgg():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
+    )  # fmt: skip
+
+
+def test_at_reads_a_model_without_units():
+    result = fourier(vgg(), [noise(4, 3, 16, 16)], at=["0", "2", "3"])
+    assert [(unit, len(delta)) for unit, delta in curves(result).items()] == [(-1, 9), (0, 9), (1, 5), (2, 5)]
+    assert list(dict.fromkeys((row["kind"], row["stage"]) for row in result.rows()))[1:] == [
+        ("conv", 0), ("blur", 1), ("conv", 1),
+    ]  # fmt: skip
+    assert result.evidence["settings"]["at"] == ["0", "2", "3"]
+
+
+def test_at_takes_a_single_module_and_reads_its_transfer_function():
+    """The much-asked question: what does this one layer do?"""
+    model = nn.Sequential(stem(3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(768, 2)).double()
+    transfer = curves(fourier(model, [band_limited(6, 32, limit=8)], at=["1"]), "transfer")[0]
+    means_of_two = [2 * math.log(math.cos(math.pi * k / 32)) for k in range(8)]  # of neighbours, along both sides
+    assert transfer[:8] == pytest.approx(means_of_two, abs=1e-3)
+    attention = tower(averaging(1.0)).double()
+    transfer = curves(fourier(attention, data(), at=["1.branch"]), "transfer")[0]
+    assert transfer[0] == pytest.approx(0, abs=1e-6)
+    assert max(transfer[1:]) < -10  # nothing but the mean is left
+
+
+def test_at_names_places_in_any_order_and_its_first_input_is_the_stem():
+    result = fourier(vgg(), [noise(4, 3, 16, 16)], at=["3"])
+    assert result.rows()[0]["unit"] == -1
+    assert result.rows()[0]["module"] == "3"
+    assert (result.rows()[0]["height"], result.rows()[-1]["height"]) == (8, 8)
+
+
+def test_at_a_place_that_is_no_map():
+    with pytest.raises(UserError, match="no feature map at 7"):
+        fourier(vgg(), [noise(4, 3, 16, 16)], at=["7"])
+    result = fourier(vgg(), [noise(4, 3, 16, 16)], at=["3", "5", "7"])
+    assert result.evidence["left_out"] == ["unit 1 (5)", "unit 2 (7)"]
+    assert {row["unit"] for row in result.rows()} == {-1, 0}
+
+
+# --- the paper's claims
+
+
+@pytest.mark.parametrize(
+    ("unit", "says", "verdict", "change"),
+    [
+        (lambda: averaging(1.0), "Attention", "holds", -math.log(2)),
+        (lambda: averaging(-0.5), "Attention", "does not hold", math.log(2)),
+        (sharpen, "Convolutions", "holds", math.log(2)),
+        (blur, "Convolutions", "does not hold", -math.log(2)),
+        (identity, "Convolutions", "undecided", 0),
+        (lambda: pointwise(torch.zeros(3, 3)), "MLPs", "undecided", 0),
+    ],
+)
+def test_claims_are_decided_by_the_sign_of_the_change(unit, says, verdict, change):
+    (claim,) = found_in(unit(), unit()).claims
+    assert claim.statement.startswith(says)
+    assert claim.verdict == verdict
+    assert claim.value == pytest.approx(change, abs=1e-5)
+    assert "mean of 2 " in claim.quantity
+
+
+def test_a_claim_averages_over_units_and_names_each_kind():
+    claims = found_in(blur(), averaging(1.0), sharpen(), sharpen()).claims
+    assert [claim.verdict for claim in claims] == ["holds", "holds"]
+    assert claims[1].value == pytest.approx(math.log(2) / 3, abs=1e-4)
+
+
+def test_units_that_change_the_resolution_are_not_asked():
+    assert fourier(tower(Residual(nn.Identity()), Shrinking()), [noise(4, 3, 8, 8)]).claims == []
