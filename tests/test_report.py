@@ -184,9 +184,7 @@ def test_names_are_text(study: Path) -> None:
 def test_same_folder_same_bytes(study: Path, tmp_path: Path) -> None:
     again = Path(shutil.copytree(study, tmp_path / "elsewhere"))
     assert write_report(study).read_bytes() == write_report(again, tmp_path / "deep" / "page.html").read_bytes()
-    assert (
-        write_report(study).read_bytes() == (tmp_path / "deep" / "page.html").read_bytes()
-    )  # its own page is no result
+    assert write_report(study).read_bytes() == (tmp_path / "deep" / "page.html").read_bytes()  # its own page is no result
 
 
 def test_a_failed_write_leaves_the_page_as_it_was(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +232,13 @@ def test_words(study: Path) -> None:
     assert "Of 1 statement of the paper that could be tested, 1 holds in every model" in text
     for question in ANALYSES.values():
         assert question in text
+
+
+def test_random_weights_are_said(study: Path) -> None:
+    document = json.loads((study / "study.json").read_text())
+    assert "random weights" not in Reader(write_report(study)).text
+    (study / "study.json").write_text(json.dumps(document | {"pretrained": False, "data": "fashion"}))
+    assert "random weights" in Reader(write_report(study)).text
 
 
 def test_a_folder_of_single_commands(study: Path) -> None:
@@ -336,9 +341,7 @@ def test_every_analysis_gives_what_its_section_needs(tmp_path: Path, monkeypatch
     assert "2 units in 1 stage: all convolutions" in seen.text
 
 
-@pytest.mark.parametrize(
-    "make", [lambda f: None, lambda f: f.mkdir(), lambda f: (f / "m" / "fourier").mkdir(parents=True)]
-)
+@pytest.mark.parametrize("make", [lambda f: None, lambda f: f.mkdir(), lambda f: (f / "m" / "fourier").mkdir(parents=True)])
 def test_refuses_a_folder_without_results(make: Any, tmp_path: Path) -> None:
     make(tmp_path / "study")
     with pytest.raises(UserError, match="study"):
@@ -387,9 +390,7 @@ def opened(visit: tuple[Any, list[str]]) -> Iterator[Any]:
     tab, complaints = visit
     tab.set_viewport_size({"width": 1280, "height": 900})
     tab.emulate_media(color_scheme="light", media="screen")
-    until(
-        tab, "[...document.querySelectorAll('.chart')].every(c => !c.clientWidth || c.querySelector('.cartesianlayer'))"
-    )
+    until(tab, "[...document.querySelectorAll('.chart')].every(c => !c.clientWidth || c.querySelector('.cartesianlayer'))")
     yield tab
     assert complaints == []
 
@@ -409,9 +410,7 @@ def texts(tab: Any) -> list[str]:
         [...document.querySelectorAll('.js-plotly-plot')].filter(chart => chart.clientWidth).map(chart =>
             chart.data.map(trace => trace.text ?? []).concat(chart.layout.annotations.map(note => note.text)))
     """)
-    return list(
-        itertools.chain.from_iterable(text if isinstance(text, list) else [text] for chart in told for text in chart)
-    )
+    return list(itertools.chain.from_iterable(text if isinstance(text, list) else [text] for chart in told for text in chart))
 
 
 @pytest.mark.browser
@@ -500,8 +499,6 @@ def test_units_by_keyboard_and_rows_to_take_away(opened: Any, tmp_path: Path) ->
     download.value.save_as(tmp_path / "lesion.csv")
     with (tmp_path / "lesion.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    made = [
-        row for name, kinds in (("resnet18", "cc cc"), (NASTY, "amamam")) for row in results_of(name, kinds)[2].rows()
-    ]
+    made = [row for name, kinds in (("resnet18", "cc cc"), (NASTY, "amamam")) for row in results_of(name, kinds)[2].rows()]
     assert [row["model"] for row in rows] == [row["model"] for row in made]
     assert [float(row["nll_change"]) for row in rows] == pytest.approx([row["nll_change"] for row in made])

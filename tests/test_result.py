@@ -79,15 +79,6 @@ def test_the_json_is_strict(result, tmp_path):
     assert all(math.isnan(x) for x in (again.value, again.low, again.high))
 
 
-def test_it_is_written_and_read_in_any_locale(result, tmp_path):
-    result.save(tmp_path / "there")
-    script = f"from backlight import load; load({str(tmp_path / 'there')!r}).save({str(tmp_path / 'again')!r})"
-    plain_ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    if result.analysis == "variance":  # once is enough
-        subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | plain_ascii)
-        assert load(tmp_path / "again").model == result.model
-
-
 def test_rows_are_plain_python(result):
     assert {type(value) for row in result.rows() for value in row.values()} <= {str, int, float}
     assert len({tuple(row) for row in result.rows()}) == 1
@@ -203,7 +194,7 @@ def one_sentence(refusal):
 def test_a_place_that_cannot_be_written(result, tmp_path):
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file" / "there", tmp_path / "file"):
-        with pytest.raises(UserError, match="cannot write .*Not a directory; choose another --out") as refusal:
+        with pytest.raises(UserError, match="cannot write .*: a file is in the way; choose another --out") as refusal:
             result.save(folder)
         one_sentence(refusal)
     assert (tmp_path / "file").read_text() == "mine"

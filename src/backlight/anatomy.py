@@ -1,9 +1,10 @@
 """What a vision model is made of: residual units, found by watching one forward pass.
 
-A unit reads the stream, computes a branch (attention, convolution or MLP) and adds it back to the stream.  In the graph
-of a forward pass, an activation that every path from the images to the output goes through is a *cut* (a dominator
-of the output).  A unit ends at a cut that is the sum of two activations; what lies between the cut before it and the sum
-is the unit, the longer operand is its branch, the shorter its skip.  The word is as in big_vision: stream, branch.
+A unit reads the stream, computes a branch (attention, convolution or MLP) and adds it back to the stream: ``x + f(x)``.
+So walk back from the output.  A sum of an activation and of something made of it ends a unit: the activation is the
+stream before it, the rest is the branch, and the walk goes on from there.  Anything else is looked through.  Where the
+stream changes its shape there is no ``x`` to add; there ``g(x) + f(x)`` is a unit if ``g`` is a mere projection and
+nothing bypasses the sum.  The words are big_vision's: stream, branch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,24 +22,27 @@ from torch import Tensor, nn
 
 from .errors import UserError, did_you_mean
 from .layout import SHAPE, Layout, grid
-from .trace import NEUTRAL, SUM, Call, Trace, plain_attention, tensors, trace
+from .trace import NEUTRAL, SUM, Call, Trace, evaluating, plain_attention, tensors, trace, visiting
 
-__all__ = ["Tap", "Unit", "check", "evaluating", "feature_maps", "grid", "places", "reading", "spell", "units", "without"]
+__all__ = [
+    "Tap", "Unit", "check", "evaluating", "feature_maps", "grid", "places", "reading", "spell", "tensors", "units", "without",
+]  # fmt: skip
 
-#: A rectifier after the sum belongs to the unit (the paper reads ResNets there).  Being idempotent it keeps the law that a
-#: silent branch leaves the stream as it was; other activations do not, and the stream is read before them.
+#: A rectifier after the sum belongs to the unit (the paper reads ResNets there).  Being idempotent it keeps the law that
+#: a silent branch leaves the stream as it was; other activations do not, and the stream is read before them.
 RECTIFIER = {"relu", "relu_", "relu6", "hardtanh"}
-#: Calls that turn zeros into zeros: a branch is silent if what they were given is.
-HOMOGENEOUS = SHAPE | {
-    "mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "div_", "__truediv__", "neg", "roll", "__getitem__", "pad",
-    "dropout", "to", "float", "type", "type_as", "clone", "split", "chunk", "unbind", "sum", "mean", "flip",
-}  # fmt: skip
+#: What no projection does.
 NONLINEAR = RECTIFIER | {
-    "gelu", "silu", "silu_", "hardswish", "hardswish_", "leaky_relu", "elu", "mish", "prelu", "sigmoid", "tanh", "softmax",
-    "module",
+    "gelu", "silu", "silu_", "hardswish", "leaky_relu", "elu", "mish", "prelu", "sigmoid", "tanh", "softmax", "module",
+}  # fmt: skip
+#: Calls that turn zeros into zeros: a branch is silent if what they were given is.
+HOMOGENEOUS = SHAPE | NEUTRAL | {
+    "mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "div_", "__truediv__", "neg", "roll", "__getitem__", "pad",
+    "split", "chunk", "unbind", "sum", "mean", "flip",
 }  # fmt: skip
 FUSED_ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward", "_native_multi_head_attention"}
 GATE = {"mul", "mul_", "__mul__", "__imul__"}
+LAYERS = ("linear", "conv")
 RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 LETTER = {"attention": "a", "conv": "c", "mlp": "m", "blur": "b", "other": "o"}
 
@@ -105,23 +108,23 @@ def reading(model: nn.Module, taps: Sequence[Tap], visit: Callable[[int, Tensor]
     wanted = {(tap.module, tap.side, tap.call): i for i, tap in enumerate(taps)}
     seen: set[int] = set()
 
-    def look(key: tuple[str, str, int], value: Any) -> None:
-        if key in wanted:
-            seen.add(wanted[key])
-            visit(wanted[key], next(tensors(value)))
+    def look(place: tuple[str, str, int], value: Any) -> None:
+        if place in wanted:
+            seen.add(wanted[place])
+            visit(wanted[place], next(tensors(value)))
 
     def verify(*_: Any) -> None:
-        missing = [str(tap) for i, tap in enumerate(taps) if i not in seen]
-        seen.clear()
-        if missing:
+        if missing := [str(tap) for i, tap in enumerate(taps) if i not in seen]:
             raise RuntimeError(f"the model did not run {', '.join(missing)} in this pass; find its units again")
 
-    with _counting_calls(model, [(tap.module, tap.side) for tap in taps], look):
-        handle = model.register_forward_hook(verify)
+    with visiting(model, [(tap.module, tap.side) for tap in taps], look):
+        start = model.register_forward_pre_hook(lambda *_: seen.clear())
+        end = model.register_forward_hook(verify)
         try:
             yield model
         finally:
-            handle.remove()
+            start.remove()
+            end.remove()
 
 
 @contextmanager
@@ -131,10 +134,10 @@ def without(model: nn.Module, unit: Unit) -> Iterator[nn.Module]:
         raise UserError(f"unit {unit.index} ({unit.module}) cannot be removed: no module returns what it adds")
     wanted = {(tap.module, tap.call) for tap in unit.branch}
 
-    def silence(key: tuple[str, str, int], value: Any) -> Any:
-        return _zeros(value) if (key[0], key[2]) in wanted else None
+    def silence(place: tuple[str, str, int], value: Any) -> Any:
+        return _zeros(value) if (place[0], place[2]) in wanted else None
 
-    with _counting_calls(model, [(tap.module, "output") for tap in unit.branch], silence):
+    with visiting(model, [(tap.module, "output") for tap in unit.branch], silence, first=True):
         yield model
 
 
@@ -163,18 +166,6 @@ def places(found: Sequence[Unit]) -> list[Tap]:
     """The distinct places where the stream can be read as a map, in order: before and after each unit."""
     both = (tap for unit in found for tap in (unit.before, unit.after))
     return list(dict.fromkeys(tap for tap in both if tap is not None and tap.layout is not None))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the block the model is in evaluation mode; after it each module is in the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def check(model: nn.Module, images: Tensor, found: Sequence[Unit]) -> Iterator[tuple[Unit, bool | None]]:
@@ -212,49 +203,18 @@ class _Enough(Exception):
 
 
 def _comparable(activation: Tensor, tap: Tap) -> Tensor:
-    """The whole activation, class tokens included, channels first."""
-    match tap.layout.order if tap.layout else "", activation.ndim:
-        case "channels last" | "tokens", _:
-            activation = activation.movedim(-1, 1)
+    """The whole activation, class tokens included, in one layout for all: channels first tokens."""
+    if tap.layout and tap.layout.order in ("channels last", "tokens"):
+        activation = activation.movedim(-1, 1)
     return activation.flatten(2)
-
-
-@contextmanager
-def _counting_calls(
-    model: nn.Module, places: Sequence[tuple[str, str]], act: Callable[[tuple[str, str, int], Any], Any]
-) -> Iterator[None]:
-    """Call ``act((module, side, call), value)`` at these modules; what it returns takes the value's place."""
-    calls: Counter[tuple[str, str]] = Counter()
-
-    def reset(*_: Any) -> None:
-        calls.clear()
-
-    def seen(place: tuple[str, str], value: Any) -> Any:
-        calls[place] += 1
-        return act((*place, calls[place] - 1), value)
-
-    handles: list[Any] = [model.register_forward_pre_hook(reset, prepend=True)]
-    try:
-        for place in dict.fromkeys(places):
-            module = model.get_submodule(place[0])
-            if place[1] == "output":
-                handles.append(module.register_forward_hook(lambda m, args, out, p=place: seen(p, out), prepend=True))
-            else:
-                hook = lambda m, args, kwargs, p=place: seen(p, (args, kwargs))  # noqa: E731
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
-        with plain_attention():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _zeros(value: Any) -> Any:
     """The same value with its first tensor set to zero: modules return a tensor, or a tuple that starts with it."""
     if isinstance(value, Tensor):
         return torch.zeros_like(value)
-    if isinstance(value, tuple):
-        return (_zeros(value[0]), *value[1:])
+    if isinstance(value, (tuple, list)) and value:
+        return type(value)((_zeros(value[0]), *value[1:]))
     raise UserError(f"a branch returned as {type(value).__name__} cannot be silenced")
 
 
@@ -267,8 +227,8 @@ class _Sum:
 
     cut: int
     fork: int
-    skip: int
     branches: tuple[int, ...]
+    body: frozenset[int]  # the calls of the branches
     identity: bool
 
 
@@ -277,15 +237,14 @@ def _residual(seen: Trace) -> list[Unit]:
     sums = _sums(seen)
     found = []
     for index, (one, stage) in enumerate(zip(sums, _stages(seen.calls[one.cut] for one in sums), strict=True)):
-        body = set().union(*(seen.between(one.fork, i) for i in one.branches)) - seen.between(one.fork, one.skip)
         end = _rectified(seen, one.cut)
         silent = [_outputs(seen, i, one.fork) for i in one.branches]
         found.append(
             Unit(
                 index=index,
-                kind=_kind(seen.calls, body),
+                kind=_kind(seen.calls, one.body),
                 stage=stage,
-                module=_module(seen, body),
+                module=_module(seen, one.body),
                 shape=seen.calls[end].shape[1:],
                 before=_tap(seen, one.fork),
                 after=_tap(seen, end) or _tap(seen, one.cut),
@@ -344,36 +303,40 @@ def _sums(seen: Trace) -> list[_Sum]:
             todo.append(one.fork)
         else:
             todo += seen.calls[i].parents
-    return sorted(found, key=lambda one: one.cut)
+    inner = set().union(*(one.body for one in found))  # also read from outside
+    return sorted((one for one in found if one.cut not in inner), key=lambda one: one.cut)
 
 
 def _identity_sum(seen: Trace, cut: int) -> _Sum | None:
     """``x + f(x)``, or ``x + f(x) + g(x)``: a sum of an activation and what was made of it."""
-    terms, opened = (), seen.calls[cut].summands
-    while len(opened) > len(terms):
-        terms = opened
+    terms, known = seen.calls[cut].summands, 0
+    while len(terms) > known:
         for k, skip in enumerate(terms):
             fork, branches = _unshaped(seen, skip), terms[:k] + terms[k + 1 :]
-            if all(seen.between(fork, i) for i in branches):
-                return _Sum(cut, fork, skip, branches, identity=True)
-        opened = _opened(seen, terms, fork=0)
+            ways = [seen.between(fork, i) for i in branches]
+            if all(ways):
+                return _Sum(cut, fork, branches, frozenset().union(*ways) - seen.between(fork, skip), identity=True)
+        terms, known = _opened(seen, terms, fork=0), len(terms)
     return None
 
 
 def _projected_sum(seen: Trace, cut: int) -> _Sum | None:
     """``g(x) + f(x)``, where everything since ``x`` passes through the sum, and ``g`` is a projection: not rectified."""
-    if not seen.calls[cut].summands or len(seen.calls[cut].shape) < 3:  # a sum of two heads is no unit
+    terms, known, fork = seen.calls[cut].summands, 0, seen.above[cut]
+    if not terms or len(seen.calls[cut].shape) < 3:  # a sum of two heads is no unit
         return None
-    fork, terms, opened = seen.above[cut], (), seen.calls[cut].summands
-    inside = seen.between(fork, cut) - {cut}
-    if any(reader not in inside | {cut} for i in inside for reader in seen.readers[i]):
+    inside = seen.between(fork, cut)
+    if any(reader not in inside for i in inside - {cut} for reader in seen.readers[i]):
         return None
-    while len(opened) > len(terms):
-        terms, opened = opened, _opened(seen, opened, fork)
-    skip = min(terms, key=lambda i: _effort(seen, seen.between(fork, i)))
-    if fork in terms or any(seen.calls[i].name in NONLINEAR for i in seen.between(fork, skip)):
+    while len(terms) > known:
+        terms, known = _opened(seen, terms, fork), len(terms)
+    ways = {i: seen.between(fork, i) for i in terms}
+    skip = min(terms, key=lambda i: _work(seen, ways[i]))
+    branches = tuple(i for i in terms if i != skip)
+    if not all(ways.values()) or any(seen.calls[i].name in NONLINEAR for i in ways[skip]):
         return None
-    return _Sum(cut, fork, skip, tuple(i for i in terms if i != skip), identity=False)
+    body = frozenset().union(*(ways[i] for i in branches)) - ways[skip]
+    return _Sum(cut, fork, branches, body, identity=False) if body else None
 
 
 def _opened(seen: Trace, terms: tuple[int, ...], fork: int) -> tuple[int, ...]:
@@ -382,8 +345,11 @@ def _opened(seen: Trace, terms: tuple[int, ...], fork: int) -> tuple[int, ...]:
     return tuple(part for i in terms for part in (seen.calls[i].summands if i in inner else (i,)))
 
 
-def _effort(seen: Trace, body: set[int]) -> tuple[int, int]:
-    return len(body), max((seen.calls[i].kernel for i in body), default=0)
+def _work(seen: Trace, body: set[int]) -> tuple[int, int, int]:
+    """How much a way does: by layers, else by the size of their windows, else by calls."""
+    calls = [seen.calls[i] for i in body]
+    layers = sum(call.learned and call.name.startswith(LAYERS) for call in calls)
+    return layers, max((call.kernel for call in calls), default=0), len(calls)
 
 
 def _unshaped(seen: Trace, i: int) -> int:
@@ -416,7 +382,7 @@ def _kind(calls: Sequence[Call], body: Iterable[int]) -> str:
         return "blur"
     if names & RECURRENT:
         return "other"
-    return "mlp" if any(call.learned and call.name.startswith(("linear", "conv")) for call in made) else "other"
+    return "mlp" if any(call.learned and call.name.startswith(LAYERS) for call in made) else "other"
 
 
 def _is_weighted_sum(calls: Sequence[Call], call: Call) -> bool:
@@ -424,10 +390,11 @@ def _is_weighted_sum(calls: Sequence[Call], call: Call) -> bool:
     return call.name == "sum" and any(calls[p].name in GATE and len(calls[p].parents) > 1 for p in call.parents)
 
 
-def _module(seen: Trace, body: set[int]) -> str:
+def _module(seen: Trace, body: Iterable[int]) -> str:
     """The innermost module around the calls of a branch that mix channels or places."""
-    mixing = [c.module for i in body if (c := seen.calls[i]).product or c.kernel or c.name in {"linear", *FUSED_ATTENTION}]
-    paths = mixing or [seen.calls[i].module for i in body]
+    calls = [seen.calls[i] for i in body]
+    mixing = [c.module for c in calls if c.product or c.kernel or c.name in {"linear", *FUSED_ATTENTION}]
+    paths = mixing or [call.module for call in calls]
     return os.path.commonpath([path.replace(".", "/") for path in paths]).replace("/", ".") if all(paths) else ""
 
 

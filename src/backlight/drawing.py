@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,19 +24,31 @@ KIND_COLOUR = {
     "other": "#8A8A8A",
     "stem": "#8A8A8A",
 }
+#: Inches: a column of print, and a panel of several that share the width of a page.
+COLUMN, PANEL, HEIGHT = 3.25, 2.3, 2.2
 STYLE = {
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8,
-    "figure.titlesize": 9,
+    "font.size": 7.5,
+    "axes.labelsize": 7.5,
+    "axes.titlesize": 7.5,
+    "figure.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
     "legend.fontsize": 7,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "lines.linewidth": 1.1,
+    "axes.linewidth": 0.7,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "lines.linewidth": 1.0,
     "lines.markersize": 3.5,
-    "savefig.dpi": 200,
+    "savefig.dpi": 300,
     "pdf.fonttype": 42,  # text stays text in a paper's PDF
 }
+BAND = 0.15  # opacity of an interval
+LEGEND = {  # a row above the axes, where it covers no data
+    "loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 4, "frameon": False, "borderaxespad": 0.2,
+    "handletextpad": 0.3, "handlelength": 1.2, "columnspacing": 0.9,
+}  # fmt: skip
 
 
 def paper_style() -> AbstractContextManager[None]:
@@ -47,11 +59,11 @@ def paper_style() -> AbstractContextManager[None]:
 
 
 def paper_figure(panels: int) -> tuple[Figure, Sequence[Axes]]:
-    """A row of panels, 2.9 inches each, without a window."""
+    """One panel as wide as a column, or a row of panels that share a page's width; without a window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2.9 * panels, 2.4), layout="constrained", dpi=200)
+    figure = Figure(figsize=(COLUMN if panels == 1 else PANEL * panels, HEIGHT), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
 
@@ -62,76 +74,94 @@ def by_unit(table: Iterable[Row]) -> Iterator[list[Row]]:
         yield list(rows)
 
 
-def coloured_by_depth(ax: Axes, table: Iterable[Row]) -> Iterator[tuple[list[Row], Any]]:
-    """Each unit's rows with a colour that darkens with depth, and a colour bar that says so."""
+def spectra(ax: Axes, table: Iterable[Row], column: str) -> None:
+    """A curve a unit over frequency with its interval as a band, darker with depth, and a colour bar that says so."""
     import matplotlib as mpl
 
     curves = list(by_unit(table))
-    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), mpl.colormaps["plasma_r"].resampled(256))
+    light_to_dark = mpl.colormaps["plasma_r"](np.linspace(0.08, 1, 256))  # the first yellows are lost on white
+    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), mpl.colors.ListedColormap(light_to_dark))
     for i, rows in enumerate(curves):
-        yield rows, scale.to_rgba(0.08 + 0.92 * i / max(1, len(curves) - 1))
-    ax.figure.colorbar(scale, ax=ax, label="Normalised depth", pad=0.02, aspect=30)
+        _curve(ax, rows, column, color=scale.to_rgba(i / max(1, len(curves) - 1)))
+    ax.figure.colorbar(scale, ax=ax, label="Normalised depth", pad=0.02, aspect=30, ticks=[0, 0.5, 1])
+    _frequency_axis(ax)
+
+
+def transfers(ax: Axes, table: Iterable[Row], column: str) -> None:
+    """A curve a unit over frequency with its interval as a band, coloured by kind."""
+    curves = [rows for rows in by_unit(table) if np.isfinite(rows[0][column])]
+    ax.axhline(0, color="0.2", lw=0.6)
+    for rows in curves:
+        _curve(ax, rows, column, color=KIND_COLOUR[rows[0]["kind"]], alpha=0.7, lw=0.8)
+    for kind in dict.fromkeys(rows[0]["kind"] for rows in curves):
+        ax.plot([], [], color=KIND_COLOUR[kind], label=kind)
+    _frequency_axis(ax)
+    if curves:
+        ax.legend(**LEGEND)
+
+
+def _curve(ax: Axes, rows: Sequence[Row], column: str, *, color: Any, **line: Any) -> None:
+    frequency, value, low, high = (
+        np.array([row[name] for row in rows], float) for name in ("frequency", column, f"{column}_low", f"{column}_high")
+    )
+    ax.fill_between(frequency, low, high, color=color, alpha=BAND, lw=0)
+    ax.plot(frequency, value, color=color, **line)
+
+
+def _frequency_axis(ax: Axes) -> None:
+    """Frequencies from 0 to pi, written as multiples of it."""
+    ticks = np.linspace(0, 1, 6)
+    ax.set_xticks(ticks, ["0", *(f"{tick:.1f}π" for tick in ticks[1:])])
+    ax.set(xlabel="Frequency", xlim=(0, 1))
 
 
 def over_depth(ax: Axes, rows: Sequence[Row], column: str) -> None:
     """A number after each unit against normalised depth: interval as a band, attention shaded, a line where a stage ends."""
-    depth = np.arange(len(rows)) / max(1, len(rows) - 1)
+    steps = max(1, len(rows) - 1)
+    depth = np.arange(len(rows)) / steps
     value, low, high = (np.array([row[f"{column}{end}"] for row in rows], float) for end in ("", "_low", "_high"))
-    half = 0.5 / max(1, len(rows) - 1)
     for i, row in enumerate(rows):
-        if row["kind"] == "attention":
-            ax.axvspan(depth[i] - 2 * half, depth[i], color=KIND_COLOUR["attention"], alpha=0.10, lw=0)
+        if row["kind"] == "attention":  # from the stream before it to the stream after it
+            ax.axvspan(depth[i] - 1 / steps, depth[i], color=KIND_COLOUR["attention"], alpha=0.10, lw=0)
         if i and row["stage"] != rows[i - 1]["stage"]:
-            ax.axvline(depth[i] - half, color="0.6", lw=0.8, ls=":")
-    ax.fill_between(depth, low, high, color="0.3", alpha=0.2, lw=0)
+            ax.axvline(depth[i] - 0.5 / steps, color="0.6", lw=0.8, ls=":")
+    ax.fill_between(depth, low, high, color="0.3", alpha=0.25, lw=0)
     ax.plot(depth, value, color="0.35", zorder=2)
+    size = min(3.5, 180 / len(rows))  # points: a deep model's marks must not touch
     for kind in dict.fromkeys(row["kind"] for row in rows):
         chosen = [i for i, row in enumerate(rows) if row["kind"] == kind]
-        ax.plot(depth[chosen], value[chosen], "o", color=KIND_COLOUR[kind], label=kind, zorder=3)
+        ax.plot(depth[chosen], value[chosen], "o", color=KIND_COLOUR[kind], label=kind, zorder=3, markersize=size)
     ax.set(xlabel="Normalised depth", xlim=(-0.02, 1.02))
-    ax.legend(frameon=False, handletextpad=0.2)
+    ax.legend(**LEGEND)
 
 
 def bars(ax: Axes, rows: Sequence[Row], column: str, scale: float = 1) -> None:
     """A bar a unit with its interval, coloured by kind, a line where a stage ends."""
     value, low, high = (scale * np.array([row[f"{column}{end}"] for row in rows], float) for end in ("", "_low", "_high"))
-    x = np.arange(len(rows))
-    ax.bar(x, value, color=[KIND_COLOUR[row["kind"]] for row in rows], width=0.8)
-    ax.errorbar(x, value, np.abs([value - low, high - value]), fmt="none", ecolor="0.2", elinewidth=0.7)
-    for i in range(1, len(rows)):
-        if rows[i]["stage"] != rows[i - 1]["stage"]:
-            ax.axvline(i - 0.5, color="0.6", lw=0.8, ls=":")
-    ax.axhline(0, color="0.2", lw=0.6)
+    x = np.array([row["unit"] for row in rows])
     for kind in dict.fromkeys(row["kind"] for row in rows):
-        ax.bar(0, 0, color=KIND_COLOUR[kind], label=kind)
-    ax.set(xlabel="Unit", xlim=(-0.7, len(rows) - 0.3))
+        chosen = [i for i, row in enumerate(rows) if row["kind"] == kind]
+        ax.bar(x[chosen], value[chosen], color=KIND_COLOUR[kind], label=kind, width=0.8)
+    ax.errorbar(x, value, np.abs([value - low, high - value]), fmt="none", ecolor="0.2", elinewidth=0.7)
+    for row, following in pairwise(rows):
+        if row["stage"] != following["stage"]:
+            ax.axvline((row["unit"] + following["unit"]) / 2, color="0.6", lw=0.8, ls=":")
+    ax.axhline(0, color="0.2", lw=0.6)
+    least, most = ax.get_ylim()
+    ax.set(xlabel="Unit", xlim=(x[0] - 0.7, x[-1] + 0.7), ylim=(min(least, -0.01 * scale), max(most, 0.01 * scale)))
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(frameon=False)
+    ax.legend(**LEGEND)
 
 
 def reliability(ax: Axes, diagram: np.ndarray) -> None:
     """Accuracy against confidence.  Shapes: (value, low, high) x (confidence, accuracy, share) x bins."""
     (_, accuracy, share), low, high = diagram[0], diagram[1][1], diagram[2][1]
     bins = len(accuracy)
-    centres = (np.arange(bins) + 0.5) / bins
-    ax.bar(centres, np.nan_to_num(accuracy), width=0.92 / bins, color=KIND_COLOUR["conv"], alpha=0.85, label="accuracy")
-    error = np.nan_to_num(np.abs([accuracy - low, high - accuracy]))
-    ax.errorbar(centres, accuracy, error, fmt="none", ecolor="0.2", elinewidth=0.7)
-    ax.step(
-        np.linspace(0, 1, bins + 1),
-        np.append(share, share[-1]),
-        where="post",
-        color="0.45",
-        lw=0.9,
-        label="share of images",
-    )
-    ax.plot([0, 1], [0, 1], color="0.2", lw=0.8, ls="--")
-    ax.set(xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1), ylim=(0, 1))
-    ax.legend(frameon=False, loc="upper left")
-
-
-def frequency_axis(ax: Axes) -> None:
-    """Frequencies from 0 to pi, written as multiples of it."""
-    ticks = np.linspace(0, 1, 6)
-    ax.set_xticks(ticks, [f"{tick:.1f}π" for tick in ticks])
-    ax.set(xlabel="Frequency", xlim=(0, 1))
+    edges = np.linspace(0, 1, bins + 1)
+    centres = (edges[:-1] + edges[1:]) / 2
+    ax.bar(centres, np.nan_to_num(accuracy), width=0.9 / bins, color=KIND_COLOUR["conv"], alpha=0.8, label="accuracy")
+    ax.errorbar(centres, accuracy, np.abs([accuracy - low, high - accuracy]), fmt="none", ecolor="0.2", elinewidth=0.7)
+    ax.stairs(share, edges, color=KIND_COLOUR["attention"], lw=1.0, label="share of images")
+    ax.plot([0, 1], [0, 1], color="0.2", lw=0.8, ls="--", label="calibrated")
+    ax.set(xlabel="Confidence", ylabel="Accuracy, share", xlim=(0, 1), ylim=(0, 1))
+    ax.legend(**LEGEND)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,8 @@ RESAMPLES = (
     "pixel_unshuffle",
 )  # fmt: skip
 REDUCTIONS = {"mean", "sum", "max", "min", "amax", "amin"}
+#: Calls whose output is as long as their first operand, whose last axis is mixed.
+QUERIES = {"linear", "scaled_dot_product_attention"}
 PRODUCTS = {"matmul", "__matmul__", "bmm"}
 #: Calls of which nothing is known even where they keep the shape.
 OPAQUE = {"einsum", "grid_sample", "baddbmm", "fold", "lstm", "gru"}
@@ -132,6 +134,15 @@ class Places:
 Known = Mapping[int, Places]  # by the tensor's id
 
 
+class Made(NamedTuple):
+    """A torch call as it was made."""
+
+    func: Callable[..., Any]
+    name: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+
 def places_of_image(images: Tensor) -> Places:
     """Each pixel's own row and column.  Shapes: (B, C, H, W)."""
     h, w = images.shape[-2:]
@@ -140,28 +151,30 @@ def places_of_image(images: Tensor) -> Places:
     return Places(rows.expand(images.shape), columns.expand(images.shape))
 
 
-def places_after(
-    func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: Mapping[str, Any], outs: Sequence[Tensor], known: Known
-) -> list[Places | None]:
-    """The places of each tensor that the call ``func(*args, **kwargs)`` returned; None where they are not known."""
-    given = [t for t in tensors((args, kwargs)) if id(t) in known]
+def places_after(call: Made, outs: Sequence[Tensor], known: Known) -> list[Places | None]:
+    """The places of each tensor that a call returned; None where they are not known."""
+    if call.name in MOVES:
+        places = _moved(call, known)
+        return [*places] if len(places) == len(outs) else [None] * len(outs)
+    one = _computed(call, outs[0].shape, known)
+    return [one if one and one.rows.shape == out.shape else None for out in outs]
+
+
+def _computed(call: Made, shape: torch.Size, known: Known) -> Places | None:
+    name, args = call.name, call.args
+    given = [t for t in tensors((args, call.kwargs)) if id(t) in known]
     first = known[id(given[0])] if given else None
     if first is None or name in OPAQUE:
-        return [None] * len(outs)
-    if name in MOVES:
-        return _moved(func, name, args, kwargs, known) or [None] * len(outs)
-    shape = outs[0].shape
-    if name == "linear" or name == "scaled_dot_product_attention":
-        places = first.each(lambda t: _mean(t, -1).expand(shape))
-    elif name in PRODUCTS:
-        places = _product(*(known.get(id(t)) for t in args[:2]), shape)
-    elif name.startswith(RESAMPLES):
-        places = _resampled(first, shape)
-    elif name in REDUCTIONS and not (len(args) > 1 and isinstance(args[1], Tensor)):
-        places = _reduced(first, *args[1:], **kwargs)
-    else:
-        places = _elementwise([known[id(t)] for t in given if t.shape == shape])
-    return [places if places and places.rows.shape == out.shape else None for out in outs]
+        return None
+    if name in QUERIES:
+        return first.each(lambda t: _mean(t, -1).expand(shape))
+    if name in PRODUCTS:
+        return _product(known.get(id(args[0])), known.get(id(args[1])), shape)
+    if name.startswith(RESAMPLES):
+        return _resampled(first, shape)
+    if name in REDUCTIONS and not (len(args) > 1 and isinstance(args[1], Tensor)):
+        return _reduced(first, *args[1:], **call.kwargs)
+    return _elementwise([known[id(t)] for t in given if t.shape == shape])
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -184,11 +197,10 @@ def _elementwise(operands: list[Places]) -> Places | None:
     return next((places for places in distinct if places.layout), distinct[0])
 
 
-def _moved(
-    func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: Mapping[str, Any], known: Known
-) -> list[Places | None] | None:
+def _moved(call: Made, known: Known) -> list[Places]:
     """The same call, made with the coordinates; what the model adds to the activation (a class token) is nowhere."""
-    if name == "pad" and "constant" in (kwargs.get("mode", "constant"), *args[2:3]):
+    args, kwargs = call.args, call.kwargs
+    if call.name == "pad" and "constant" in (kwargs.get("mode", "constant"), *args[2:3]):
         args, kwargs = args[:2], {**kwargs, "mode": "constant", "value": torch.nan}
 
     def made_with(side: str) -> list[Tensor]:
@@ -201,15 +213,15 @@ def _moved(
             return getattr(places, side) if places else _nowhere(value)
 
         given = [coordinates(value) for value in args]
-        if name == "__setitem__":
+        if call.name == "__setitem__":
             given[0] = given[0].clone()
-        result = func(*given, **{key: coordinates(value) for key, value in kwargs.items()})
-        return given[:1] if name == "__setitem__" else list(tensors(result))
+        result = call.func(*given, **{key: coordinates(value) for key, value in kwargs.items()})
+        return given[:1] if call.name == "__setitem__" else list(tensors(result))
 
     try:
         return [Places(rows, columns) for rows, columns in zip(made_with("rows"), made_with("columns"), strict=True)]
     except (RuntimeError, TypeError):
-        return None
+        return []
 
 
 def _product(a: Places | None, b: Places | None, shape: torch.Size) -> Places | None:

@@ -86,7 +86,12 @@ class Result:
         return [{"model": self.model, **row} for row in self.table]
 
     def draw(self, ax: Axes, panel: str | None = None) -> None:
-        """Draw one panel (default: the first) on ``ax`` as the paper does."""
+        """Draw one panel (default: the first) on ``ax`` as the paper does.  Errors: UserError if there is none so called."""
+        if panel not in (None, *self.panels):
+            raise UserError(f"{self.analysis} has no panel {panel!r}; there are {', '.join(self.panels)}")
+        self._draw(ax, panel or self.panels[0])
+
+    def _draw(self, ax: Axes, panel: str) -> None:
         raise NotImplementedError
 
     def figure(self) -> Figure:
@@ -172,7 +177,9 @@ class writing:
                 raise UserError(f"{self.folder} holds what Backlight did not write; choose another --out, or empty it")
             self.draft = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
         except OSError as error:
-            raise UserError(f"cannot write {self.folder}: {error.strerror or error}; choose another --out") from error
+            blocked = isinstance(error, (FileExistsError, NotADirectoryError))
+            reason = "a file is in the way" if blocked else error.strerror or error
+            raise UserError(f"cannot write {self.folder}: {reason}; choose another --out") from error
         return self.draft
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:

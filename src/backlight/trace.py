@@ -6,8 +6,8 @@ symbolic tracing gives up on data-dependent Python.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .layout import Layout, Places, places_after, places_of_image, tensors
+from .layout import Layout, Made, Places, places_after, places_of_image, tensors
 
 SUM = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 PRODUCT = {"matmul", "__matmul__", "bmm", "einsum", "baddbmm"}
 #: Calls that change no number; those that return the very tensor they were given are left out.
-NEUTRAL = {"contiguous", "to", "type", "type_as", "float", "half", "bfloat16", "double", "clone", "dropout", "dropout2d"}
+NEUTRAL = {"contiguous", "clone", "dropout", "dropout2d", "to", "type", "type_as", "float", "half", "bfloat16", "double"}
 
 
 @dataclass
@@ -88,8 +88,9 @@ class Trace:
         for call in self.calls[1:]:
             common, *others = call.parents
             for other in others:
-                while common != other:
-                    common, other = (above[common], other) if common > other else (common, above[other])
+                one = other
+                while common != one:
+                    common, one = (above[common], one) if common > one else (common, above[one])
             above.append(common)
         return above
 
@@ -117,6 +118,53 @@ def plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block the model is in evaluation mode; after it each module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def visiting(
+    model: nn.Module,
+    places: Sequence[tuple[str, str]],
+    act: Callable[[tuple[str, str, int], Any], Any],
+    *,
+    first: bool = False,
+) -> Iterator[None]:
+    """Call ``act((module, side, call), value)`` at these modules, their calls counted within each pass.
+
+    What it returns for an output, unless None, takes the output's place.  ``first``: before any other hook sees it.
+    """
+    calls: Counter[tuple[str, str]] = Counter()
+
+    def visit(place: tuple[str, str], value: Any) -> Any:
+        calls[place] += 1
+        return act((*place, calls[place] - 1), value)
+
+    handles: list[Any] = [model.register_forward_pre_hook(lambda *_: calls.clear(), prepend=True)]
+    try:
+        for place in dict.fromkeys(places):
+            module = model.get_submodule(place[0])
+            if place[1] == "output":
+                leave = lambda module, args, out, place=place: visit(place, out)  # noqa: E731
+                handles.append(module.register_forward_hook(leave, prepend=first))
+            else:
+                enter = lambda module, args, kwargs, place=place: visit(place, (args, kwargs))  # noqa: E731
+                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=first))
+        with plain_attention():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Recorder(TorchFunctionMode):
@@ -147,14 +195,16 @@ class _Recorder(TorchFunctionMode):
         if name in NEUTRAL and outs and any(outs[0] is t for t in known):
             return result
         if outs and known:
-            call = self._describe(name, args, kwargs, given, known, outs[0])
-            self._own(outs, replace(call, parents=parents), places_after(func, name, args, kwargs, outs, self.places))
+            call = self._describe(name, args, kwargs, outs[0])
+            self._own(outs, replace(call, parents=parents), places_after(Made(func, name, args, kwargs), outs, self.places))
         elif any(id(t) in self.learned for t in given):
             self.kept += outs
             self.learned |= {id(t) for t in outs}
         return result
 
-    def _describe(self, name: str, args: Any, kwargs: Any, given: list[Tensor], known: list[Tensor], out: Tensor) -> Call:
+    def _describe(self, name: str, args: Any, kwargs: Any, out: Tensor) -> Call:
+        given = list(tensors((args, kwargs)))
+        known = [t for t in given if id(t) in self.made]
         call = Call(name, module=self.running[-1] if self.running else "")
         call.learned = any(id(t) in self.learned for t in given)
         call.product = name in PRODUCT and len(known) > 1
@@ -205,7 +255,7 @@ class _Recorder(TorchFunctionMode):
             given = [t for t in tensors((args, kwargs)) if id(t) in self.made]
             if outs and given and not any(id(t) in self.made for t in outs):  # a scripted or custom function
                 parents = tuple(dict.fromkeys(self.made[id(t)] for t in given))
-                places = places_after(module, "module", args, kwargs, outs, self.places)
+                places = places_after(Made(module, "module", args, kwargs), outs, self.places)
                 self._own(outs, Call("module", parents, module=name, learned=True), places)
             self.spans[name, time] = (start, len(self.calls))
             if outs and id(outs[0]) in self.made:

@@ -120,10 +120,10 @@ class Calibration(Result):
     analysis: ClassVar[str] = "calibration"
     panels: ClassVar[tuple[str, ...]] = ("reliability",)
 
-    def draw(self, ax: Axes, panel: str | None = None) -> None:
+    def _draw(self, ax: Axes, panel: str) -> None:
         """The reliability diagram: accuracy against confidence, with the share of images in each bin."""
         from .. import drawing
 
         drawing.reliability(ax, self.arrays["reliability"])
         ece = next(row for row in self.table if row["metric"] == "ece")
-        ax.set_title(f"ECE {100 * ece['value']:.1f}% [{100 * ece['low']:.1f}, {100 * ece['high']:.1f}]")
+        ax.set_title(f"ECE {100 * ece['value']:.1f}% [{100 * ece['low']:.1f}, {100 * ece['high']:.1f}]", pad=14)

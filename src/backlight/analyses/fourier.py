@@ -153,7 +153,7 @@ class Fourier(Result):
     analysis: ClassVar[str] = "fourier"
     panels: ClassVar[tuple[str, ...]] = ("spectrum", "depth", "transfer")
 
-    def draw(self, ax: Axes, panel: str | None = None) -> None:
+    def _draw(self, ax: Axes, panel: str) -> None:
         """``spectrum``: figure 2a, a curve a unit.  ``depth``: figure 8.  ``transfer``: a curve a unit."""
         from .. import drawing
 
@@ -162,8 +162,9 @@ class Fourier(Result):
             drawing.over_depth(ax, last, "delta")
             ax.set_ylabel("Δ log amplitude at the\nhighest frequency (nepers)")
             return
-        column = "transfer" if panel == "transfer" else "delta"
-        for rows, colour in drawing.coloured_by_depth(ax, self.table):
-            ax.plot([r["frequency"] for r in rows], [r[column] for r in rows], color=colour)
-        drawing.frequency_axis(ax)
-        ax.set_ylabel("Transfer: log amplitude\nafter − before (nepers)" if panel == "transfer" else "Δ log amplitude (nepers)")
+        if panel == "transfer":
+            drawing.transfers(ax, self.table, "transfer")
+            ax.set_ylabel("Transfer: log amplitude\nafter − before (nepers)")
+            return
+        drawing.spectra(ax, self.table, "delta")
+        ax.set_ylabel("Δ log amplitude (nepers)")

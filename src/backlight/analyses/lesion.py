@@ -142,7 +142,7 @@ class Lesion(Result):
     analysis: ClassVar[str] = "lesion"
     panels: ClassVar[tuple[str, ...]] = ("accuracy",)
 
-    def draw(self, ax: Axes, panel: str | None = None) -> None:
+    def _draw(self, ax: Axes, panel: str) -> None:
         """Figure 10b: change in accuracy, a bar a unit, coloured by kind, stages marked."""
         from .. import drawing
 

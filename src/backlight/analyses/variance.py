@@ -137,7 +137,7 @@ class Variance(Result):
     analysis: ClassVar[str] = "variance"
     panels: ClassVar[tuple[str, ...]] = ("depth",)
 
-    def draw(self, ax: Axes, panel: str | None = None) -> None:
+    def _draw(self, ax: Axes, panel: str) -> None:
         """Figure 9: variance over normalised depth, attention units shaded."""
         from .. import drawing
 

@@ -62,9 +62,7 @@ def read(folder: Path) -> Study:
     models = [model for home in _homes(folder) if (model := _model(home, absent)) is not None]
     if not any(model.results for model in models):
         broken = f" ({absent[0]})" if absent else ""
-        raise UserError(
-            f"{folder} holds no results of Backlight{broken}; give a folder that an analysis wrote with --out"
-        )
+        raise UserError(f"{folder} holds no results of Backlight{broken}; give a folder that an analysis wrote with --out")
     models = _named_apart(_ordered(models, settings))
     return Study(models, settings, absent + _planned(models, settings, absent))
 

@@ -299,7 +299,7 @@
       }
     }));
     places.forEach((place) => observer.observe(place));
-    
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   }
 
   // --- controls

@@ -37,6 +37,10 @@ DASHES = (("solid", ""), ("dash", "7 4"), ("dot", "2 3"), ("dashdot", "7 3 2 3")
 #: How many colours ``page.css`` has for models.  No multiple of the number of dashes, so that pairs repeat late.
 MODEL_COLOURS = 6
 CHIPS = {"holds": "✓", "does not hold": "✗", "undecided": "?"}
+UNTRAINED = (
+    "The study was run with --no-pretrained, so models that it took by name have random weights, and what holds "
+    "for them need not hold once they are trained."
+)
 #: A table of rows is for looking at; the download has them all.
 ROWS_SHOWN = 100
 
@@ -54,9 +58,7 @@ def html(study: Study) -> str:
         statements=statements(study, study.analyses),
         sections=[section(study, analysis) for analysis in study.analyses],
         absent=study.absent,
-        kinds={
-            kind: (*sign, words.SINGULAR.get(kind, kind)) for kind, sign in KIND_SIGN.items() if kind in _kinds(study)
-        },
+        kinds={kind: (*sign, words.SINGULAR.get(kind, kind)) for kind, sign in KIND_SIGN.items() if kind in _kinds(study)},
         kind_colour=KIND_COLOUR,
         chips=CHIPS,
         css=Markup(_own("page.css")),  # ours, as are the scripts: no word of a user's is in them
@@ -99,7 +101,8 @@ def lead(study: Study) -> list[str]:
     names = [model.name for model in study.models]
     who = words.series(names) if len(names) <= 4 else f"{len(names)} models"
     what = f"{who} looked at {_images(results)} {_data(study, results)}."
-    return [f"{what} The questions: {asked}?", _outcome(statements(study, study.analyses))]
+    untrained = [UNTRAINED] if study.settings.get("pretrained") is False else []
+    return [f"{what} The questions: {asked}?", _outcome(statements(study, study.analyses)), *untrained]
 
 
 def _images(results: Sequence[Result]) -> str:
@@ -114,9 +117,7 @@ def _data(study: Study, results: Sequence[Result]) -> str:
     told = study.settings.get("data") or ""
     told = told.get("data") or told.get("name") or "" if isinstance(told, Mapping) else told
     facts = [result.evidence.get("data", {}) for result in results]
-    names = dict.fromkeys(str(fact["data"]) for fact in facts if fact.get("data")) or (
-        {str(told): None} if told else {}
-    )
+    names = dict.fromkeys(str(fact["data"]) for fact in facts if fact.get("data")) or ({str(told): None} if told else {})
     splits = dict.fromkeys(str(fact["split"]) for fact in facts if fact.get("split"))
     of = f"of {words.series(names)}" if names else "whose set has no name"
     return f"{of} (split {words.series(splits)})" if splits else of
@@ -173,9 +174,7 @@ def drawn(index: int, model: Model) -> dict[str, Any]:
         "svg_dash": svg_dash,
         "sentence": words.anatomy(model.units, model.parameters),
         "accuracy": _accuracy(model),
-        "stages": [
-            [{"kind": _known(u["kind"]), "letter": _letter(u["kind"]), "name": _named(u)} for u in s] for s in stages
-        ],
+        "stages": [[{"kind": _known(u["kind"]), "letter": _letter(u["kind"]), "name": _named(u)} for u in s] for s in stages],
         "word": " ".join("".join(_letter(unit["kind"]) for unit in stage) for stage in stages),
     }
 

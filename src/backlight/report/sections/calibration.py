@@ -33,9 +33,7 @@ def figures(results: Results) -> list[list[Chart]]:
 def metrics(results: Results) -> Metrics:
     """Every metric, a model a column."""
     found = {row["metric"] for result in results if result is not None for row in result.table}
-    known = {
-        name: METRICS.get(name, (name, "", 1)) for name in [*METRICS, *sorted(found - set(METRICS))] if name in found
-    }
+    known = {name: METRICS.get(name, (name, "", 1)) for name in [*METRICS, *sorted(found - set(METRICS))] if name in found}
     rows = [(title, what, [_cell(r, name, scale) for r in results]) for name, (title, what, scale) in known.items()]
     return Metrics("Metrics with 95% intervals over images", rows)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from .section import Chart, Results, Section, from_to
 
-SPECTRA = (
-    "Small charts, one a model, on one vertical axis; a curve a unit, darker (brighter on a dark page) with depth. "
-)
+SPECTRA = "Small charts, one a model, on one vertical axis; a curve a unit, darker (brighter on a dark page) with depth. "
 
 
 def figures(results: Results) -> list[list[Chart]]:

@@ -11,9 +11,7 @@ WIDE = 30
 def figures(results: Results) -> list[list[Chart]]:
     """Variance over depth."""
     normalised = any(r.evidence.get("settings", {}).get("normalise") for r in results if r is not None)
-    label = (
-        "Feature map variance over its mean square" if normalised else "Feature map variance (activation units squared)"
-    )
+    label = "Feature map variance over its mean square" if normalised else "Feature map variance (activation units squared)"
     alt = f"{label} over normalised depth. {from_to(results, 'variance')}"
     return [[Chart("depth", "variance", label, alt, y="variance", log=_wide(results))]]
 
