@@ -26,10 +26,10 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from backlight.anatomy import check, evaluating, grid, places, reading, spell, units
 
 LARGEST = 256
+T, U = TypeVar("T"), TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,12 @@ def main() -> None:
     arguments = parse()
     torch.set_num_threads(arguments.threads)
     rows = []
-    for module, architecture in choices(arguments.only):
-        rows.append(within(arguments.limit_s, module, architecture))
+    for module, names in sorted(_module_to_models.items()):
+        if arguments.only and module not in arguments.only:
+            continue
+        architecture = within(arguments.limit_s, smallest, sorted(names))
+        row = within(arguments.limit_s, examine, Row(module, architecture))
+        rows.append(row if isinstance(row, Row) else Row(module, architecture, error=row))
         print(markdown(rows[-1]), file=sys.stderr, flush=True)
     if arguments.out:
         command = " ".join(["python", *sys.argv])
@@ -92,13 +97,29 @@ def main() -> None:
     print(f"{sum(row.passed for row in rows)} of {len(rows)} pass", file=sys.stderr)
 
 
-def choices(only: list[str]) -> Iterator[tuple[str, str]]:
-    """(module, architecture): the smallest of each module."""
-    for module, names in sorted(_module_to_models.items()):
-        if only and module not in only:
-            continue
-        if sized := [(rank, name) for name in sorted(names) if (rank := _rank(name))]:
-            yield module, min(sized)[1]
+def within(limit_s: float, function: Callable[[T], U], argument: T) -> U | str:
+    """What the function returns, called in a process of its own; a sentence if it did not.
+
+    This process itself must compute nothing, for a child forked after OpenMP's threads were started waits for them.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(function(argument)))
+    process.start()
+    sender.close()
+    try:
+        answer = receiver.recv() if receiver.poll(limit_s) else f"not done within {limit_s:.0f} s"
+    except EOFError:
+        answer = "the process ended early"
+    process.kill()
+    process.join()
+    return answer
+
+
+def smallest(names: list[str]) -> str:
+    """The architecture with the fewest parameters, of those for images of at most LARGEST if there are any."""
+    ranked = [(rank, name) for name in names if (rank := _rank(name))]
+    return min(ranked)[1]
 
 
 def _rank(name: str) -> tuple[bool, int] | None:
@@ -112,29 +133,12 @@ def _rank(name: str) -> tuple[bool, int] | None:
     return max(config.input_size) > LARGEST, sum(p.numel() for p in model.parameters())
 
 
-def within(limit_s: float, module: str, architecture: str) -> Row:
-    """The row of a model, made in a process that is ended after ``limit_s`` seconds."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: sender.send(examine(module, architecture)))
-    process.start()
-    sender.close()
-    try:
-        row = receiver.recv() if receiver.poll(limit_s) else None
-    except EOFError:
-        row = Row(module, architecture, error="the process ended early: out of memory?")
-    process.kill()
-    process.join()
-    return row or Row(module, architecture, error=f"not done within {limit_s:.0f} s")
-
-
-def examine(module: str, architecture: str) -> Row:
-    """The row of a model; an exception becomes its error."""
+def examine(row: Row) -> Row:
+    """The row filled in; an exception becomes its error."""
     warnings.simplefilter("ignore")
-    row = Row(module, architecture)
     try:
         torch.manual_seed(0)
-        model = timm.create_model(architecture)
+        model = timm.create_model(row.architecture)
         images = fitting(model)
         row = replace(row, pixels=images.shape[-1])
         start = time.perf_counter()
@@ -154,8 +158,6 @@ def examine(module: str, architecture: str) -> Row:
         )
         return replace(row, **compared(model, images, found))
     except Exception as error:
-        if os.environ.get("COVERAGE_RAISE"):
-            raise
         return replace(row, error=f"{type(error).__name__}: {error}"[:160])
 
 
@@ -275,7 +277,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[], metavar="MODULE")
     parser.add_argument("--limit-s", type=float, default=300)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", help="write the page here")
     return parser.parse_args()
 

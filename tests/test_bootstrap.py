@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from backlight.numerics.bootstrap import CHUNK, counts, mean_interval, statistic_interval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+
+from backlight.numerics.bootstrap import CHUNK, counts, mean_interval, statistic_interval
 
 
 def sample(n, *shape, seed=0):
@@ -152,6 +153,8 @@ def test_an_interval_stays_within_the_range_and_around_the_estimate():
     assert share.high == 1
     assert share.low == reflected.low
     distance = statistic_interval(lambda w: abs(w @ np.array([1.0, -1.0] * 20)) / 40, 40, within=(0, 1))
-    assert distance.low == distance.value == distance.high == 0
+    assert distance.low == distance.value == 0
     inflated = statistic_interval(lambda w: (w**2).sum() / 40, 40)  # 1 for the images at hand, about 2 resampled
     assert inflated.low < inflated.value == inflated.high == 1
+    deflated = statistic_interval(lambda w: np.count_nonzero(w) / 40, 40)  # 1, about 0.63 resampled
+    assert deflated.high > deflated.value == deflated.low == 1

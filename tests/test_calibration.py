@@ -2,18 +2,20 @@
 
 import math
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from backlight import calibration
-from backlight.errors import UserError
-from backlight.numerics.bootstrap import statistic_interval
-from backlight.numerics.calibration import Scores, reliability, scores, summary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from known_models import batches, decisive, labelled_images, noise, stem, tower, unchanged
 from torch import nn
+
+from backlight import calibration
+from backlight.errors import UserError
+from backlight.numerics.bootstrap import statistic_interval
+from backlight.numerics.calibration import Scores, reliability, scores, summary
 
 
 def classified(n, classes, seed=0, sharpness=2.0):
@@ -99,7 +101,7 @@ def test_the_other_metrics_are_their_definitions(classes):
 def slow_bins(confidence, right, edges):
     """Images put into bins (a, b] one by one; the first bin holds 0 too.  -> [(share, confidence, accuracy)]"""
     rows = []
-    for j, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for j, (a, b) in enumerate(pairwise(edges)):
         inside = [i for i, c in enumerate(confidence) if a < c <= b or (j == 0 and c == 0)]
         mean = [sum(values[i] for i in inside) / len(inside) if inside else math.nan for values in (confidence, right)]
         rows.append((len(inside) / len(confidence), *mean))
@@ -128,9 +130,7 @@ def test_binned_metrics_are_their_definitions(seen, bins):
     found = summary(said(confidence, right), np.ones(len(seen)), bins=bins)
     edges = np.linspace(0, 1, bins + 1)
     assert found["ece"] == pytest.approx(slow_ece(confidence, right, edges), abs=1e-12)
-    assert found["adaptive_ece"] == pytest.approx(
-        slow_ece(confidence, right, slow_adaptive_edges(confidence, bins)), abs=1e-12
-    )
+    assert found["adaptive_ece"] == pytest.approx(slow_ece(confidence, right, slow_adaptive_edges(confidence, bins)), abs=1e-12)
     signed = sum(confidence) / len(seen) - sum(right) / len(seen)  # bins do not matter to a signed sum
     assert found["signed_ece"] == pytest.approx(signed, abs=1e-12)
     assert found["ece"] >= abs(signed) - 1e-12
@@ -246,12 +246,20 @@ def test_the_analysis_measures_what_the_numbers_say():
     )
 
 
-def test_every_number_lies_in_its_interval_and_every_interval_in_its_range():
-    logits, labels = classified(40, 5, sharpness=3.0)
-    for metric, row in found_by(Echo(), batches(logits[:, :, None, None].float(), 40, labels)).items():
+@pytest.mark.parametrize("wrong", [1, 15])
+def test_every_number_lies_in_its_interval_and_every_interval_in_its_range(wrong):
+    """With 39 of 40 right the reflection of the resamples would reach beyond 1."""
+    logits, labels = classified(40, 9, sharpness=3.0)
+    logits[torch.arange(40), labels] = 20
+    logits[:wrong] = logits[:wrong].roll(1, 1)
+    result = calibration(Echo(), batches(logits[:, :, None, None].float(), 40, labels))
+    for row in result.rows():
+        metric = row["metric"]
         assert row["low"] <= row["value"] <= row["high"], metric
         assert row["low"] >= (-1 if metric == "signed_ece" else 0), metric
         assert row["high"] <= {"nll": math.inf, "brier": 2}.get(metric, 1), metric
+    shown = result.arrays["reliability"]
+    assert 0 <= np.nanmin(shown) <= np.nanmax(shown) <= 1
 
 
 def test_the_interval_of_accuracy_is_about_the_normal_one():

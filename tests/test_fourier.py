@@ -8,9 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backlight import fourier
-from backlight.errors import UserError
-from backlight.numerics.frequency import radial_log_amplitude
 from known_models import (
     BINOMIAL,
     Residual,
@@ -27,6 +24,10 @@ from known_models import (
     tower,
 )
 from torch import nn
+
+from backlight import fourier
+from backlight.errors import UserError
+from backlight.numerics.frequency import radial_log_amplitude
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "analyses.json").read_text())
 CYCLES = range(5)  # of a map of 8 x 8
@@ -173,7 +174,7 @@ def test_the_transfer_of_a_unit_that_halves_the_map():
     transfer = curves(result, "transfer")
     assert transfer[0][:8] == pytest.approx([math.log(3)] * 8, abs=1e-3)
     assert transfer[1][:8] == pytest.approx([math.log(1 + binomial(k, 16)) for k in range(8)], abs=1e-3)
-    assert [row["stage"] for row in result.rows() if row["unit"] == 1][0] == 0
+    assert next(row["stage"] for row in result.rows() if row["unit"] == 1) == 0
     assert {(row["height"], row["cycles"]) for row in result.rows() if row["frequency"] == 1} == {(32, 16), (16, 8)}
     assert result.claims  # of the blur: units that change the resolution are not asked
 

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from backlight.numerics.frequency import (
     diagonal_frequencies,
     log_amplitude,
     paper_bins,
     radial_log_amplitude,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "analyses.json").read_text())
 SPECTRA = [log_amplitude, radial_log_amplitude]
@@ -179,9 +180,7 @@ def test_delta_does_not_know_the_scale(scale, side, seed):
     maps = noise(1, 3, side, side, seed=seed)
     for spectrum in SPECTRA:
         assert (delta(scale * maps, spectrum) - delta(maps, spectrum)).abs().max() < 1e-2  # the 1e-6 in the logarithm
-        torch.testing.assert_close(
-            spectrum(scale * maps), spectrum(maps) + math.log(scale), rtol=0, atol=1e-2
-        )
+        torch.testing.assert_close(spectrum(scale * maps), spectrum(maps) + math.log(scale), rtol=0, atol=1e-2)
 
 
 @given(side=st.integers(4, 16), dy=st.integers(0, 15), dx=st.integers(0, 15), seed=seeds)

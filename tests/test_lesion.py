@@ -6,16 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from backlight import lesion
-from backlight.errors import UserError
-from backlight.numerics.bootstrap import mean_interval
 from known_models import (
     Averaging,
     Residual,
     batches,
     blur,
-    decisive,
     deciding,
+    decisive,
     identity,
     labelled_images,
     noise,
@@ -26,6 +23,10 @@ from known_models import (
     unchanged,
 )
 from torch import nn
+
+from backlight import lesion
+from backlight.errors import UserError
+from backlight.numerics.bootstrap import mean_interval
 
 CLASSES = 4
 

@@ -9,12 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backlight import calibration, fourier, lesion, variance
-from backlight.analyses.calibration import Confidence
-from backlight.analyses.fourier import Spectra
-from backlight.analyses.single_pass import single_pass
-from backlight.analyses.variance import Spread
-from backlight.errors import UserError
 from known_models import (
     Mean,
     Residual,
@@ -29,6 +23,13 @@ from known_models import (
     unchanged,
 )
 from torch import nn
+
+from backlight import calibration, fourier, lesion, variance
+from backlight.analyses.calibration import Confidence
+from backlight.analyses.fourier import Spectra
+from backlight.analyses.single_pass import single_pass
+from backlight.analyses.variance import Spread
+from backlight.errors import UserError
 
 ALL = {Spectra: {}, Spread: {}, Confidence: {}}
 ANALYSES = [fourier, variance, calibration, lesion]
@@ -102,7 +103,9 @@ def test_labels_are_not_needed_to_watch_the_stream(analysis):
 @pytest.mark.parametrize("analysis", ANALYSES)
 def test_data_may_be_a_loader_of_tensors(analysis):
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(noise(12, 3, 8, 8), LABELS), batch_size=4)
-    np.testing.assert_array_equal(numbers(analysis(mixed(), loader, resamples=5)), numbers(analysis(mixed(), data(), resamples=5)))
+    np.testing.assert_array_equal(
+        numbers(analysis(mixed(), loader, resamples=5)), numbers(analysis(mixed(), data(), resamples=5))
+    )
 
 
 def test_a_loader_of_images_alone():
@@ -196,14 +199,14 @@ def test_maps_of_two_sizes_have_no_spectrum_in_common(analysis, size):
 @pytest.mark.parametrize("analysis", [fourier, variance])
 def test_a_model_without_units_is_told_where_to_read(analysis):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), Mean(), nn.Linear(4, 10))
-    with unchanged(model), pytest.raises(UserError, match="no residual units; .* --at 0 --at 2") as refusal:
+    with unchanged(model), pytest.raises(UserError, match=r"no residual units; .* --at 0 --at 2") as refusal:
         analysis(model, data())
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("analysis", [fourier, variance])
 def test_a_wrong_place(analysis):
-    with pytest.raises(UserError, match="no module of this name; did you mean 1.branch"):
+    with pytest.raises(UserError, match=r"no module of this name; did you mean 1\.branch"):
         analysis(mixed(), data(), at=["1.brunch"])
     with pytest.raises(UserError, match="no feature map at 6"):
         analysis(mixed(), data(), at=["6"])
@@ -259,7 +262,7 @@ def test_a_unit_that_cannot_be_removed_is_left_out_of_the_lesions_and_named():
     assert [row["unit"] for row in result.rows()] == [-1, 0, 2]
     assert len(result.evidence["left_out"]) == 1
     assert result.evidence["left_out"][0].startswith("unit 1")
-    with pytest.raises(UserError, match="no unit .* can be removed"):
+    with pytest.raises(UserError, match=r"no unit .* can be removed"):
         lesion(tower(Inline()), data())
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from known_models import averaging, batches, binomial, blur, identity, noise, pointwise, sharpen, stem, tower
+from torch import nn
+
 from backlight import variance
 from backlight.analyses.variance import sample_variance, spatial_variance
 from backlight.errors import UserError
-from known_models import averaging, batches, binomial, blur, identity, noise, pointwise, sharpen, stem, tower
-from torch import nn
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "analyses.json").read_text())
 

@@ -194,19 +194,14 @@ def _is_silenced(model: nn.Module, images: Tensor, unit: Unit) -> bool | None:
 
     with contextlib.suppress(_Enough), without(model, unit), reading(model, (unit.before, unit.after), keep):
         model(images)
-    before, after = (_comparable(stream[i], tap) for i, tap in enumerate((unit.before, unit.after)))
-    return torch.equal(before, after) if before.shape == after.shape else None
+    before, after = stream[0], stream[1]
+    if before.shape != after.shape or unit.before.layout != unit.after.layout:  # between them the places are reordered
+        before, after = before.flatten().sort().values, after.flatten().sort().values
+    return torch.equal(before, after)
 
 
 class _Enough(Exception):
     """Ends a forward pass of which no more is asked."""
-
-
-def _comparable(activation: Tensor, tap: Tap) -> Tensor:
-    """The whole activation, class tokens included, in one layout for all: channels first tokens."""
-    if tap.layout and tap.layout.order in ("channels last", "tokens"):
-        activation = activation.movedim(-1, 1)
-    return activation.flatten(2)
 
 
 def _zeros(value: Any) -> Any:

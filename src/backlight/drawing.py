@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby, pairwise
@@ -21,7 +22,7 @@ KIND_COLOUR = {
     "conv": "#0072B2",
     "mlp": "#009E73",
     "blur": "#CC79A7",
-    "other": "#8A8A8A",
+    "other": "#56B4E9",
     "stem": "#8A8A8A",
 }
 #: Inches: a column of print, and a panel of several that share the width of a page.
@@ -41,10 +42,8 @@ STYLE = {
     "ytick.major.width": 0.7,
     "lines.linewidth": 1.0,
     "lines.markersize": 3.5,
-    "savefig.dpi": 300,
     "pdf.fonttype": 42,  # text stays text in a paper's PDF
 }
-BAND = 0.15  # opacity of an interval
 LEGEND = {  # a row above the axes, where it covers no data
     "loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 4, "frameon": False, "borderaxespad": 0.2,
     "handletextpad": 0.3, "handlelength": 1.2, "columnspacing": 0.9,
@@ -63,9 +62,14 @@ def paper_figure(panels: int) -> tuple[Figure, Sequence[Axes]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(COLUMN if panels == 1 else PANEL * panels, HEIGHT), layout="constrained")
+    figure = Figure(figsize=(COLUMN if panels == 1 else PANEL * panels, HEIGHT), layout="constrained", dpi=200)
     FigureCanvasAgg(figure)
     return figure, [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
+
+
+def title(figure: Figure, name: str) -> None:
+    """A model's name over all panels, broken where the figure is too narrow for it."""
+    figure.suptitle(textwrap.fill(name, int(15 * figure.get_figwidth())))  # 15 letters an inch
 
 
 def by_unit(table: Iterable[Row]) -> Iterator[list[Row]]:
@@ -80,9 +84,10 @@ def spectra(ax: Axes, table: Iterable[Row], column: str) -> None:
 
     curves = list(by_unit(table))
     light_to_dark = mpl.colormaps["plasma_r"](np.linspace(0.08, 1, 256))  # the first yellows are lost on white
-    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), mpl.colors.ListedColormap(light_to_dark))
-    for i, rows in enumerate(curves):
-        _curve(ax, rows, column, color=scale.to_rgba(i / max(1, len(curves) - 1)))
+    colours = mpl.colors.ListedColormap(light_to_dark)
+    for rows, colour in zip(curves, colours(np.linspace(0, 1, len(curves))), strict=True):
+        _curve(ax, rows, column, len(curves), color=colour)
+    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), colours)
     ax.figure.colorbar(scale, ax=ax, label="Normalised depth", pad=0.02, aspect=30, ticks=[0, 0.5, 1])
     _frequency_axis(ax)
 
@@ -92,7 +97,7 @@ def transfers(ax: Axes, table: Iterable[Row], column: str) -> None:
     curves = [rows for rows in by_unit(table) if np.isfinite(rows[0][column])]
     ax.axhline(0, color="0.2", lw=0.6)
     for rows in curves:
-        _curve(ax, rows, column, color=KIND_COLOUR[rows[0]["kind"]], alpha=0.7, lw=0.8)
+        _curve(ax, rows, column, len(curves), color=KIND_COLOUR[rows[0]["kind"]], alpha=0.7, lw=0.8)
     for kind in dict.fromkeys(rows[0]["kind"] for rows in curves):
         ax.plot([], [], color=KIND_COLOUR[kind], label=kind)
     _frequency_axis(ax)
@@ -100,18 +105,19 @@ def transfers(ax: Axes, table: Iterable[Row], column: str) -> None:
         ax.legend(**LEGEND)
 
 
-def _curve(ax: Axes, rows: Sequence[Row], column: str, *, color: Any, **line: Any) -> None:
+def _curve(ax: Axes, rows: Sequence[Row], column: str, curves: int, *, color: Any, **line: Any) -> None:
+    """One of so many curves: the more there are, the fainter their bands, or these would hide the lines."""
     frequency, value, low, high = (
         np.array([row[name] for row in rows], float) for name in ("frequency", column, f"{column}_low", f"{column}_high")
     )
-    ax.fill_between(frequency, low, high, color=color, alpha=BAND, lw=0)
+    ax.fill_between(frequency, low, high, color=color, alpha=min(0.2, 1 / curves), lw=0)
     ax.plot(frequency, value, color=color, **line)
 
 
 def _frequency_axis(ax: Axes) -> None:
     """Frequencies from 0 to pi, written as multiples of it."""
-    ticks = np.linspace(0, 1, 6)
-    ax.set_xticks(ticks, ["0", *(f"{tick:.1f}π" for tick in ticks[1:])])
+    ax.set_xticks([0, 0.5, 1], ["0", "0.5π", "1.0π"])
+    ax.set_xticks(np.linspace(0, 1, 11), minor=True)
     ax.set(xlabel="Frequency", xlim=(0, 1))
 
 
@@ -137,6 +143,8 @@ def over_depth(ax: Axes, rows: Sequence[Row], column: str) -> None:
 
 def bars(ax: Axes, rows: Sequence[Row], column: str, scale: float = 1) -> None:
     """A bar a unit with its interval, coloured by kind, a line where a stage ends."""
+    from matplotlib.ticker import MaxNLocator
+
     value, low, high = (scale * np.array([row[f"{column}{end}"] for row in rows], float) for end in ("", "_low", "_high"))
     x = np.array([row["unit"] for row in rows])
     for kind in dict.fromkeys(row["kind"] for row in rows):
@@ -149,7 +157,7 @@ def bars(ax: Axes, rows: Sequence[Row], column: str, scale: float = 1) -> None:
     ax.axhline(0, color="0.2", lw=0.6)
     least, most = ax.get_ylim()
     ax.set(xlabel="Unit", xlim=(x[0] - 0.7, x[-1] + 0.7), ylim=(min(least, -0.01 * scale), max(most, 0.01 * scale)))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(**LEGEND)
 
 

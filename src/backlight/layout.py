@@ -200,7 +200,7 @@ def _elementwise(operands: list[Places]) -> Places | None:
 def _moved(call: Made, known: Known) -> list[Places]:
     """The same call, made with the coordinates; what the model adds to the activation (a class token) is nowhere."""
     args, kwargs = call.args, call.kwargs
-    if call.name == "pad" and "constant" in (kwargs.get("mode", "constant"), *args[2:3]):
+    if call.name == "pad":  # reflected or not, what is added is no further place
         args, kwargs = args[:2], {**kwargs, "mode": "constant", "value": torch.nan}
 
     def made_with(side: str) -> list[Tensor]:
@@ -229,7 +229,7 @@ def _product(a: Places | None, b: Places | None, shape: torch.Size) -> Places | 
 
     Both are in queries times keys; there it is the queries, which the output of attention describes.
     """
-    if a and _varies(rows := a.each(lambda t: _mean(t, -1)), -2):
+    if a and (_varies(rows := a.each(lambda t: _mean(t, -1)), -2) or shape[-2] == 1):
         return rows.each(lambda t: t.expand(shape))
     if b and _varies(columns := b.each(lambda t: _mean(t, -2)), -1):
         return columns.each(lambda t: t.expand(shape))

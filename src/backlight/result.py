@@ -11,10 +11,10 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, SupportsFloat
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class Claim:
     def of_sign(
         cls,
         sign: Literal["positive", "negative"],
-        interval: Sequence[float],
+        interval: Iterable[SupportsFloat],
         *,
         statement: str,
         source: str,
@@ -96,13 +96,13 @@ class Result:
 
     def figure(self) -> Figure:
         """All panels side by side, in a style fit for print."""
-        from .drawing import paper_figure, paper_style
+        from .drawing import paper_figure, paper_style, title
 
         with paper_style():
             figure, axes = paper_figure(len(self.panels))
             for ax, panel in zip(axes, self.panels, strict=True):
                 self.draw(ax, panel)
-            figure.suptitle(self.model)
+            title(figure, self.model)
         return figure
 
     def save(self, folder: str | Path) -> Path:
@@ -110,6 +110,8 @@ class Result:
         import pyarrow as pa
         import pyarrow.parquet as pq
         from safetensors.numpy import save_file
+
+        from .drawing import paper_style
 
         folder = Path(folder)
         with writing(folder) as draft:
@@ -128,8 +130,9 @@ class Result:
             text = json.dumps(plain(document), indent=1, ensure_ascii=False, allow_nan=False)
             (draft / "result.json").write_text(text + "\n", encoding="utf-8")
             figure = self.figure()
-            for suffix in ("png", "pdf"):
-                figure.savefig(draft / f"{self.analysis}.{suffix}")
+            with paper_style():
+                for suffix in ("png", "pdf"):
+                    figure.savefig(draft / f"{self.analysis}.{suffix}")
         return folder
 
 
@@ -158,7 +161,7 @@ def load(folder: str | Path) -> Result:
 
 def _claim(**saved: Any) -> Claim:
     """A claim whose numbers JSON could not hold are NaN."""
-    return Claim(**{name: math.nan if value is None else value for name, value in saved.items()})
+    return Claim(**(saved | {name: math.nan for name, value in saved.items() if value is None}))
 
 
 class writing:

@@ -1,7 +1,7 @@
 """Calibration: how right is the model, and does it know?
 
-Park & Kim, "How Do Vision Transformers Work?" (ICLR 2022), figure F.1 and the metrics of their ``ops/tests.py``, whose ECE loses
-images of confidence exactly 1.0; here they are counted.
+Park & Kim, "How Do Vision Transformers Work?" (ICLR 2022), figure F.1 and the metrics of their ``ops/tests.py``, whose ECE
+loses images of confidence exactly 1.0; here they are counted.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Confidence:
         claim = Claim.of_sign(
             "negative",
             [ends[sure] for ends in found],
-            statement="A model trained with strong augmentation is under-confident.",
+            statement="The model is under-confident, as models trained with strong augmentation are.",
             source="Figure F.1",
             quantity="signed ECE, confidence minus accuracy",
         )
@@ -94,7 +94,9 @@ def labelled(logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     if labels is None:
         raise UserError("this analysis compares predictions with labels, and the data give no tensor of them")
     if logits.ndim != 2:
-        raise UserError(f"this analysis needs class scores of shape (images, classes), and the model returns {tuple(logits.shape)}")
+        raise UserError(
+            f"this analysis needs class scores of shape (images, classes), and the model returns {tuple(logits.shape)}"
+        )
     if (logits >= 0).all() and (logits.float().sum(1) - 1).abs().max() < 1e-2:
         raise UserError("the model returns probabilities, and this analysis needs logits; leave out its softmax")
     if labels.shape != logits.shape[:1] or labels.is_floating_point():
@@ -126,4 +128,4 @@ class Calibration(Result):
 
         drawing.reliability(ax, self.arrays["reliability"])
         ece = next(row for row in self.table if row["metric"] == "ece")
-        ax.set_title(f"ECE {100 * ece['value']:.1f}% [{100 * ece['low']:.1f}, {100 * ece['high']:.1f}]", pad=14)
+        ax.set_title(f"ECE {100 * ece['value']:.1f}% [{100 * ece['low']:.1f}, {100 * ece['high']:.1f}]", pad=15)

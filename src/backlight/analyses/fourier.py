@@ -105,9 +105,7 @@ class Spectra:
                 table += self._rows(described(unit), logs, after, self.anatomy.before(unit), resamples, seed)
         return table
 
-    def _rows(
-        self, unit: Row, logs: list[np.ndarray], after: int, before: int | None, resamples: int, seed: int
-    ) -> list[Row]:
+    def _rows(self, unit: Row, logs: list[np.ndarray], after: int, before: int | None, resamples: int, seed: int) -> list[Row]:
         level = logs[after] - math.log(math.prod(self._size(after)))
         delta = mean_interval(logs[after] - logs[after][:, :1], resamples=resamples, seed=seed)
         transfer = _nothing(level.shape[1])

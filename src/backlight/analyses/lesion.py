@@ -109,9 +109,7 @@ def _claims(found: Sequence[Unit], change: np.ndarray, resamples: int, seed: int
     def claim(differences: list[np.ndarray], statement: str, quantity: str) -> None:
         if differences:
             interval = mean_interval(100 * np.mean(differences, axis=0), resamples=resamples, seed=seed)
-            claims.append(
-                Claim.of_sign("negative", interval, statement=statement, source="Figure 10b", quantity=quantity)
-            )
+            claims.append(Claim.of_sign("negative", interval, statement=statement, source="Figure 10b", quantity=quantity))
 
     def end_of(stage: list[tuple[int, Unit]]) -> np.ndarray | None:
         """Change without the last attention less the change without the unit of another kind next to it."""

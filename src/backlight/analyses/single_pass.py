@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -85,15 +86,8 @@ def single_pass(
     streaming = any(kind.reads_stream for kind in reducers)
     anatomy = read_anatomy(model, fit(first[0][:2], model), at) if streaming else Anatomy([], [])
     running = [kind(anatomy, **settings) for kind, settings in reducers.items()]  # type: ignore[call-arg]
-    readers = [reducer for reducer in running if reducer.reads_stream]
-
-    def visit(place: int, activation: Tensor) -> None:
-        maps = grid(activation, anatomy.places[place].layout)  # type: ignore[arg-type]
-        for reader in readers:
-            reader.read(place, maps)
-
     images_seen = 0
-    with evaluating(model), torch.inference_mode(), reading(model, anatomy.places, visit):
+    with evaluating(model), torch.inference_mode(), watching(model, anatomy, running):
         for images, labels in itertools.chain([first], batches):
             if streaming and images.shape[2:] != first[0].shape[2:]:
                 sizes = " and ".join(f"{h} x {w}" for h, w in (first[0].shape[2:], images.shape[2:]))
@@ -115,6 +109,20 @@ def single_pass(
         )
         for reducer, settings in zip(running, reducers.values(), strict=True)
     ]
+
+
+@contextmanager
+def watching(model: nn.Module, anatomy: Anatomy, reducers: Sequence[Reducer]) -> Iterator[None]:
+    """Within the block each forward pass hands the maps at each place to the reducers that read the stream."""
+    readers = [reducer for reducer in reducers if reducer.reads_stream]
+
+    def visit(place: int, activation: Tensor) -> None:
+        maps = grid(activation, anatomy.places[place].layout)  # type: ignore[arg-type]
+        for reader in readers:
+            reader.read(place, maps)
+
+    with reading(model, anatomy.places, visit):
+        yield
 
 
 def read_anatomy(model: nn.Module, images: Tensor, at: Sequence[str] | None) -> Anatomy:

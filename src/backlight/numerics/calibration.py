@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -69,9 +68,7 @@ def summary(s: Scores, weights: Array, *, bins: int = 10) -> dict[str, float]:
 
     everything = np.ones_like(correct)
     gaps, mass = calibration_gaps(s.confidence, correct, weights, np.linspace(0, 1, bins + 1))
-    adaptive, adaptive_mass = calibration_gaps(
-        s.confidence, correct, weights, equal_mass_edges(s.confidence, weights, bins)
-    )
+    adaptive, adaptive_mass = calibration_gaps(s.confidence, correct, weights, equal_mass_edges(s.confidence, weights, bins))
     return {
         "accuracy": share(correct, everything),
         "top5": share(s.top5, everything),
@@ -105,8 +102,11 @@ def _sums(confidence: Array, correct: Array, weights: Array, edges: Array) -> tu
     """
     bins = len(edges) - 1
     which = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
-    mass, confident, right = (np.bincount(which, weights * column, bins) for column in (1, confidence, correct))
-    return mass, confident, right
+
+    def summed(column: Array) -> Array:
+        return np.bincount(which, weights * column, bins).astype(np.float64)
+
+    return summed(np.ones_like(confidence)), summed(confidence), summed(correct)
 
 
 def equal_mass_edges(confidence: Array, weights: Array, bins: int) -> Array:

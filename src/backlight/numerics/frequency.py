@@ -69,28 +69,44 @@ def _floating(maps: Tensor) -> Tensor:
 
 
 def _project(maps: Tensor, waves: Tensor) -> Tensor:
-    """Inner products of maps with waves, without moving the maps.  Shapes: (B, C, h, w), (G, h * w) -> (B, G, C)."""
+    """Inner products of maps with waves, without moving the maps.  Shapes: (B, C, h, w), (G, h, w) -> (B, G, C)."""
     waves = waves.to(maps.dtype)
     if maps.stride(1) == 1 and maps.shape[1] > 1:  # channels lie together: tokens, or channels last
         tokens = maps.permute(0, 2, 3, 1).flatten(1, 2)  # a view
-        return torch.bmm(waves.expand(len(maps), -1, -1), tokens)
-    return (maps.flatten(2) @ waves.T).transpose(1, 2)
+        return torch.bmm(waves.flatten(1).expand(len(maps), -1, -1), tokens)
+    folded = _along_antidiagonals(maps)
+    return (folded.flatten(2) @ waves[:, :: waves.shape[1] // folded.shape[2]].flatten(1).T).transpose(1, 2)
+
+
+def _along_antidiagonals(maps: Tensor) -> Tensor:
+    """Square maps with up to eight rows summed into one, places of one anti-diagonal together: the waves of the half
+    diagonal see the same, and the product with them has less to read.  Shapes: (B, C, n, n) -> (B, C, n / 1..8, n).
+    """
+    shift, side = 1, maps.shape[3]
+    if maps.shape[2] != side:
+        return maps
+    while maps.shape[2] % 2 == 0 and shift < 8:
+        upper, lower = maps[:, :, 0::2], maps[:, :, 1::2]  # a row and, ``shift`` rows below, the next
+        maps = torch.empty(upper.shape, dtype=maps.dtype, device=maps.device)
+        torch.add(upper[..., shift:], lower[..., : side - shift], out=maps[..., shift:])
+        torch.add(upper[..., :shift], lower[..., side - shift :], out=maps[..., :shift])
+        shift *= 2
+    return maps
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # kept between calls: a gradient may want it after an analysis made it
 def _diagonal_waves(size: tuple[int, int], device: torch.device) -> Tensor:
-    """Cosines, then sines, at the half diagonal's frequencies.  Shapes: (h, w) -> (2 F, h * w)."""
+    """Cosines, then sines, at the half diagonal's frequencies.  Shapes: (h, w) -> (2 F, h, w)."""
     h, w = size
     k = torch.arange(min(h, w) // 2 + 1, dtype=torch.float64)
     y, x = torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64)
     ky, kx = (k * h / min(h, w)).round(), (k * w / min(h, w)).round()
     phase = 2 * math.pi * (ky[:, None, None] * y[:, None] / h + kx[:, None, None] * x / w)
-    return torch.cat([phase.cos(), phase.sin()]).flatten(1).to(torch.float32 if device.type == "mps" else None).to(device)
+    return torch.cat([phase.cos(), phase.sin()]).to(torch.float32 if device.type == "mps" else None).to(device)
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)
 def _rings(h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The ring of each bin of a real transform, and how many bins of the full one it stands for."""
     fy = torch.fft.fftfreq(h, dtype=torch.float64)
