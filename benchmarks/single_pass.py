@@ -2,8 +2,8 @@
 
     python benchmarks/single_pass.py --out benchmarks/results/single_pass.json
 
-Bare pass and analyses run in turns over the same batches in memory, in one process; the numbers are medians over the rounds with
-their range.  ``watching`` is the pass with all three reducers attached, as a study runs it; ``whole`` is the call from model and
+Bare pass and analyses run in turns over the same batches in memory, in one process; the numbers are medians over the
+rounds with their range.  ``watching`` is the pass with all three reducers attached, as a study runs it; ``whole`` is the call from model and
 data to results: it adds finding the units and 1,000 bootstrap resamples, which do not grow with the images' number of pixels.
 """
 
@@ -62,7 +62,8 @@ def seconds(run: Callable[[], None]) -> float:
 def measured(name: str, *, batches: int, rounds: int, batch_size: int, device: str) -> dict[str, object]:
     model = load_model(name, pretrained=False).to(device)
     data = [
-        (torch.randn(batch_size, 3, 224, 224).to(device), torch.randint(0, 1000, (batch_size,)).to(device)) for _ in range(batches)
+        (torch.randn(batch_size, 3, 224, 224).to(device), torch.randint(0, 1000, (batch_size,)).to(device))
+        for _ in range(batches)
     ]
     runs = {
         "bare": lambda: bare(model, data),
@@ -75,9 +76,7 @@ def measured(name: str, *, batches: int, rounds: int, batch_size: int, device: s
     for _ in range(rounds):
         for what, run in runs.items():
             times[what].append(seconds(run))
-    ratios = {
-        what: sorted(a / b for a, b in zip(times[what], times["bare"], strict=True)) for what in ("watching", "whole")
-    }
+    ratios = {what: sorted(a / b for a, b in zip(times[what], times["bare"], strict=True)) for what in ("watching", "whole")}
     return {
         "model": name,
         "images": batches * batch_size,
@@ -97,7 +96,8 @@ def main() -> None:
     out = options.pop("out")
     found = [measured(name, **options) for name in ("resnet50", "vit_tiny_patch16_224")]
     machine = torch.cuda.get_device_name() if options["device"] != "cpu" else f"{platform.processor() or platform.machine()}"
-    document = {"hardware": machine, "threads": torch.get_num_threads(), "versions": dict(versions()), **options, "results": found}
+    facts = {"hardware": machine, "threads": torch.get_num_threads(), "versions": dict(versions())}
+    document = {**facts, **options, "results": found}
     text = json.dumps(document, indent=1)
     print(text)
     if out:

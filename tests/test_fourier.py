@@ -314,6 +314,11 @@ def test_claims_are_decided_by_the_sign_of_the_change(unit, says, verdict, chang
     assert "mean of 2 " in claim.quantity
 
 
+def test_the_authors_bins_are_those_of_the_claim_too():
+    (claim,) = found_in(blur(), paper=True).claims
+    assert claim.value == pytest.approx(math.log((1 + binomial(3)) / 2), abs=1e-4)  # their last bin of 8 x 8
+
+
 def test_a_claim_averages_over_units_and_names_each_kind():
     claims = found_in(blur(), averaging(1.0), sharpen(), sharpen()).claims
     assert [claim.verdict for claim in claims] == ["holds", "holds"]

@@ -10,6 +10,7 @@ nothing bypasses the sum.  The words are big_vision's: stream, branch.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -205,12 +206,17 @@ class _Enough(Exception):
 
 
 def _zeros(value: Any) -> Any:
-    """The same value with its first tensor set to zero: modules return a tensor, or a tuple that starts with it."""
+    """The same value with its first tensor set to zero: a tensor, or a tuple, list, dict or model output that holds one."""
     if isinstance(value, Tensor):
         return torch.zeros_like(value)
-    if isinstance(value, (tuple, list)) and value:
-        return type(value)((_zeros(value[0]), *value[1:]))
-    raise UserError(f"a branch returned as {type(value).__name__} cannot be silenced")
+    if hasattr(value, "keys"):
+        key = next(key for key in value if any(True for _ in tensors(value[key])))
+        silenced = copy.copy(value)
+        silenced[key] = _zeros(value[key])
+        return silenced
+    first = next(i for i, item in enumerate(value) if any(True for _ in tensors(item)))
+    items = [_zeros(item) if i == first else item for i, item in enumerate(value)]
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 # --- finding

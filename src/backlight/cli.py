@@ -378,11 +378,15 @@ def train_command(
 # --- what there is
 
 
-@app.command("models", help="The models that can be named.\n\nExample: backlight models 'resnet*'")
+@app.command(
+    "models",
+    help="The models that can be named.\n\nMODEL is a timm name (ours included), NAME?img_size=32&patch_size=4, torchvision:NAME, hf:ORG/NAME, "
+    "official:PATH.pth.tar, a folder that train wrote, package.module:factory or file.py:factory, or word:ccc cca.\n\n"
+    "Example: backlight models 'resnet*'",
+)
 def models_command(
     pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern.")] = "", as_json: AsJson = False
 ) -> None:
-    """Spellings: a timm name, NAME?img_size=32, torchvision:NAME, hf:ORG/NAME, a folder, package.module:factory, word:ccc cca."""
     from .models.zoo import list_names
 
     found = list_names(pattern)
@@ -465,7 +469,10 @@ def print_described(known: Mapping[str, str], what: str, as_json: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 2 a user's mistake, 3 a gate failed, 4 not to be had, 5 some cells failed, 130 stopped."""
+    """Run a command and exit.
+
+    0 done, 2 a user's mistake, 3 a gate failed, 4 not to be had, 5 some cells failed, 130 stopped.
+    """
     try:
         command = typer.main.get_command(app)
         code = command.main(
