@@ -160,6 +160,25 @@ def test_a_projected_unit_is_found_but_not_proven(images):
         torch.testing.assert_close(model(images), model.finish(F.relu(model.down(model.stem(images)))))
 
 
+def test_a_rectifier_changes_a_stream_that_was_not_rectified(images):
+    """The first unit's skip is no identity: without its branch the rectifier is left."""
+    model = model_of(lambda self, x: self.second(self.first(x)), first=Rectified(conv()), second=Rectified(conv()))
+    assert [unit.identity for unit in units(model, images)] == [False, True]
+    assert proofs(model, images) == [None, True]
+    assert [str(unit.after) for unit in units(model, images)] == ["first", "second"]
+
+
+class Rectified(nn.Module):
+    """ResNet's: the sum is rectified."""
+
+    def __init__(self, branch):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x):
+        return F.relu(x + self.branch(x))
+
+
 SUMS_THAT_ARE_NO_UNITS = {
     "doubled": lambda self, x: x + x,
     "two branches": lambda self, x: self.a(x) + self.b(x),

@@ -52,9 +52,7 @@ def write_folder(root: Path, counts: dict[str, int], *shape: int) -> Path:
     return root
 
 
-def write_parquet(
-    file: Path, labels, *, image="image", label="label", names=("a", "b", "c"), group=2, cells=None
-) -> Path:
+def write_parquet(file: Path, labels, *, image="image", label="label", names=("a", "b", "c"), group=2, cells=None) -> Path:
     """One file in the Hub's layout; row i has the pixels of seed i."""
     file.parent.mkdir(exist_ok=True, parents=True)
     cells = cells or [{"bytes": encoded(some_pixels(i)), "path": None} for i in range(len(labels))]
@@ -265,9 +263,7 @@ def test_evidence_is_plain_and_names_the_images(tmp_path):
 
 
 def test_the_hash_of_ids_changes_with_the_subset():
-    hashes = {
-        load_data("fashion", limit=limit, seed=seed).evidence["ids_sha256"] for limit in (20, 30) for seed in (0, 1)
-    }
+    hashes = {load_data("fashion", limit=limit, seed=seed).evidence["ids_sha256"] for limit in (20, 30) for seed in (0, 1)}
     assert len(hashes) == 4
 
 
@@ -491,9 +487,7 @@ def test_the_label_column_is_found_and_classes_without_names_are_numbered(tmp_pa
 def test_a_pass_reads_each_row_group_once_and_only_what_it_needs(tmp_path, monkeypatch):
     write_parquet(tmp_path / "test.parquet", [0, 1] * 10, group=4)
     read, original = [], image_sets.ParquetRows._encoded
-    monkeypatch.setattr(
-        image_sets.ParquetRows, "_encoded", lambda rows, group: read.append(group) or original(rows, group)
-    )
+    monkeypatch.setattr(image_sets.ParquetRows, "_encoded", lambda rows, group: read.append(group) or original(rows, group))
     images = dataset(str(tmp_path), "test")
     assert read == []
     batches_of_all = [images[i] for i in range(len(images))]
@@ -521,9 +515,7 @@ def test_cifar_is_read_from_torchvisions_folder(tmp_path, monkeypatch):
     assert labels.tolist() == written["data_batch_1"][1] + written["data_batch_2"][1]
     data = load_data("cifar10", root=tmp_path)
     assert data.classes[9] == "class 9"
-    assert torch.equal(
-        (batches(data)[0] * 255).round().byte(), torch.tensor(written["test_batch"][0]).permute(0, 3, 1, 2)
-    )
+    assert torch.equal((batches(data)[0] * 255).round().byte(), torch.tensor(written["test_batch"][0]).permute(0, 3, 1, 2))
     file = tmp_path / "cifar-10-batches-py" / "test_batch"
     assert data.evidence["content_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert "no split tset in cifar10" in sentence("cifar10", root=tmp_path, split="tset")
@@ -746,9 +738,7 @@ def test_arrays_are_the_images(animals, monkeypatch):
     images = dataset(str(animals))
     arrays, labels = as_arrays(images)
     assert (arrays.dtype, arrays.shape) == (np.uint8, (6, 8, 8, 3))
-    assert all(
-        np.array_equal(arrays[i], np.asarray(image)) and labels[i] == label for i, (image, label) in enumerate(images)
-    )
+    assert all(np.array_equal(arrays[i], np.asarray(image)) and labels[i] == label for i, (image, label) in enumerate(images))
     monkeypatch.setattr(image_sets, "ARRAY_BYTES", 100)
     with pytest.raises(UserError, match="in batches"):
         as_arrays(images)
@@ -763,9 +753,7 @@ def test_arrays_need_one_size(animals):
 def test_importing_costs_neither_timm_nor_torchvision():
     for module in (data_module, image_sets):
         top = [
-            node
-            for node in ast.parse(Path(module.__file__).read_text()).body
-            if isinstance(node, ast.Import | ast.ImportFrom)
+            node for node in ast.parse(Path(module.__file__).read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)
         ]
         names = {alias.name if isinstance(node, ast.Import) else node.module for node in top for alias in node.names}
         assert not {name.split(".")[0] for name in names} & {"timm", "torchvision", "datasets", "pyarrow", "webdataset"}

@@ -217,7 +217,7 @@ def test_a_coarser_or_finer_map_is_a_map(name):
 
 
 class Pooled(nn.Module):
-    """Attention whose queries are every other token, as in LeViT: its output is a map of a quarter of the places."""
+    """Attention whose queries are every other token, as in LeViT: and a class token's: its output is a quarter of the map."""
 
     def __init__(self, fused):
         super().__init__()
@@ -226,6 +226,7 @@ class Pooled(nn.Module):
     def forward(self, x):
         tokens = x.flatten(2).mT
         q = self.q(x.permute(0, 2, 3, 1)[:, ::2, ::2].flatten(1, 2))
+        q = torch.cat([q.new_ones(len(q), 1, 4), q], 1)
         if self.fused:
             return F.scaled_dot_product_attention(q, self.k(tokens), self.v(tokens))
         return (q @ self.k(tokens).mT).softmax(-1) @ self.v(tokens)
@@ -233,7 +234,23 @@ class Pooled(nn.Module):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_attention_gives_what_its_queries_ask_for(fused):
-    assert layout_after(torch.randn(1, 4, 8, 12), Pooled(fused))[0] == Layout("tokens", (4, 6))
+    assert layout_after(torch.randn(1, 4, 8, 12), Pooled(fused))[0] == Layout("tokens", (4, 6), prefix=1)
+
+
+def test_a_query_of_its_own_pools_the_places_away():
+    """An attention pooling head: what it gives is no map, whichever way it is computed."""
+    query = torch.randn(1, 1, 4)
+    pool = lambda x: F.scaled_dot_product_attention(query, x.flatten(2).mT, x.flatten(2).mT)  # noqa: E731
+    assert layout_after(torch.randn(1, 4, 8, 12), pool)[0] is None
+
+
+def test_places_written_into_another_tensor():
+    def fill(x):
+        out = torch.zeros(1, 3, 10, 14)
+        out[:, :, 1:9, 1:13] = x
+        return out[:, :, 1:-1, 1:-1]
+
+    assert layout_after(torch.randn(1, 3, 8, 12), fill)[0] == Layout("channels first", (8, 12))
 
 
 def test_attention_between_channels_keeps_the_places():

@@ -527,6 +527,18 @@ def test_a_factory_without_num_classes_is_not_silently_given_another_number(scri
     assert "takes no num_classes=5" in sentence(refused)
 
 
+def test_a_factory_is_told_its_preprocessing_in_the_name(script):
+    from backlight.data import preprocessing
+
+    told = preprocessing(load_model("my_models:Net?width=8&input_size=(3, 20, 24)&mean=(0.1, 0.2, 0.3)"))
+    assert told["input_size"] == [3, 20, 24]
+    assert told["mean"] == [0.1, 0.2, 0.3]
+    assert told["std"] == [1.0, 1.0, 1.0]
+    with pytest.raises(UserError) as refused:
+        load_model("my_models:Net?mean=(0.1, 0.2, 0.3)")
+    assert "input_size=(3, 224, 224)" in sentence(refused)
+
+
 # What cannot be had
 
 

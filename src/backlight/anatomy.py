@@ -10,7 +10,6 @@ nothing bypasses the sum.  The words are big_vision's: stream, branch.
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,14 +22,14 @@ from torch import Tensor, nn
 
 from .errors import UserError, did_you_mean
 from .layout import SHAPE, Layout, grid
-from .trace import NEUTRAL, SUM, Call, Trace, evaluating, plain_attention, tensors, trace, visiting
+from .trace import NEUTRAL, SUM, Call, Trace, evaluating, plain_attention, silent, tensors, trace, visiting
 
 __all__ = [
     "Tap", "Unit", "check", "evaluating", "feature_maps", "grid", "places", "reading", "spell", "tensors", "units", "without",
 ]  # fmt: skip
 
 #: A rectifier after the sum belongs to the unit (the paper reads ResNets there).  Being idempotent it keeps the law that
-#: a silent branch leaves the stream as it was; other activations do not, and the stream is read before them.
+#: a silent branch leaves a rectified stream as it was; other activations do not, and the stream is read before them.
 RECTIFIER = {"relu", "relu_", "relu6", "hardtanh"}
 #: What no projection does.
 NONLINEAR = RECTIFIER | {
@@ -136,7 +135,7 @@ def without(model: nn.Module, unit: Unit) -> Iterator[nn.Module]:
     wanted = {(tap.module, tap.call) for tap in unit.branch}
 
     def silence(place: tuple[str, str, int], value: Any) -> Any:
-        return _zeros(value) if (place[0], place[2]) in wanted else None
+        return silent(value) if (place[0], place[2]) in wanted else None
 
     with visiting(model, [(tap.module, "output") for tap in unit.branch], silence, first=True):
         yield model
@@ -205,20 +204,6 @@ class _Enough(Exception):
     """Ends a forward pass of which no more is asked."""
 
 
-def _zeros(value: Any) -> Any:
-    """The same value with its first tensor set to zero: a tensor, or a tuple, list, dict or model output that holds one."""
-    if isinstance(value, Tensor):
-        return torch.zeros_like(value)
-    if hasattr(value, "keys"):
-        key = next(key for key in value if any(True for _ in tensors(value[key])))
-        silenced = copy.copy(value)
-        silenced[key] = _zeros(value[key])
-        return silenced
-    first = next(i for i, item in enumerate(value) if any(True for _ in tensors(item)))
-    items = [_zeros(item) if i == first else item for i, item in enumerate(value)]
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-
-
 # --- finding
 
 
@@ -239,7 +224,7 @@ def _residual(seen: Trace) -> list[Unit]:
     found = []
     for index, (one, stage) in enumerate(zip(sums, _stages(seen.calls[one.cut] for one in sums), strict=True)):
         end = _rectified(seen, one.cut)
-        silent = [_outputs(seen, i, one.fork) for i in one.branches]
+        adding = [_outputs(seen, i, one.fork) for i in one.branches]
         found.append(
             Unit(
                 index=index,
@@ -249,8 +234,8 @@ def _residual(seen: Trace) -> list[Unit]:
                 shape=seen.calls[end].shape[1:],
                 before=_tap(seen, one.fork),
                 after=_tap(seen, end) or _tap(seen, one.cut),
-                branch=tuple(dict.fromkeys(tap for taps in silent for tap in taps or ())) if all(silent) else (),
-                identity=one.identity,
+                branch=tuple(dict.fromkeys(tap for taps in adding for tap in taps or ())) if all(adding) else (),
+                identity=one.identity and (end == one.cut or _is_rectified(seen, one.fork)),
             )
         )
     return found
@@ -366,6 +351,13 @@ def _rectified(seen: Trace, cut: int) -> int:
         case [reader] if seen.calls[reader].name in RECTIFIER:
             return reader
     return cut
+
+
+def _is_rectified(seen: Trace, i: int) -> bool:
+    """Whether a rectifier leaves it as it is."""
+    while seen.calls[i].name in SHAPE | NEUTRAL | {"max_pool2d"}:
+        i = seen.calls[i].parents[0]
+    return seen.calls[i].name in RECTIFIER
 
 
 def _kind(calls: Sequence[Call], body: Iterable[int]) -> str:

@@ -249,7 +249,7 @@ def preprocessing(model: nn.Module) -> dict[str, Any]:
     if not cfg:
         raise UserError(
             f"{kind} has no pretrained_cfg to tell its preprocessing: set one (a dict of input_size, mean, std,"
-            " interpolation, crop_pct) or give a transform"
+            " interpolation, crop_pct), or write NAME?input_size=(3, 224, 224)&mean=...&std=..., or give a transform"
         )
     cfg = cfg if isinstance(cfg, dict) else cfg.to_dict()
     config = resolve_data_config({}, pretrained_cfg=cfg)

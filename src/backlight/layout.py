@@ -53,6 +53,10 @@ OPAQUE = {"einsum", "grid_sample", "baddbmm", "fold", "lstm", "gru"}
 TOLERANCE = 0.01
 
 
+#: What stands for a call that asks for the memory of the activation to lie so or so, as its coordinates do not.
+REARRANGED: dict[str, Callable[..., Any]] = {"view": Tensor.reshape, "view_as": Tensor.reshape_as}
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a (h, w) map lies in a tensor; ``prefix`` counts the tokens before it (class, register, distillation)."""
@@ -124,8 +128,8 @@ class Places:
         """How many different places of the image there are: the resolution, in any layout."""
         if self.layout:
             return self.layout.size[0] * self.layout.size[1]
-        code = self.rows.float() * 2**12 + self.columns
-        return int(code[~code.isnan()].mul(16).round().unique().numel())
+        code = (self.rows / TOLERANCE).round().double() * 2**24 + (self.columns / TOLERANCE).round()
+        return code[~code.isnan()].unique().numel()
 
     def each(self, act: Callable[[Tensor], Tensor]) -> Places:
         return Places(act(self.rows), act(self.columns))
@@ -167,7 +171,7 @@ def _computed(call: Made, shape: torch.Size, known: Known) -> Places | None:
     if first is None or name in OPAQUE:
         return None
     if name in QUERIES:
-        return first.each(lambda t: _mean(t, -1).expand(shape))
+        return first.each(lambda t: _mean(t, -1).expand(shape)) if given[0].shape[:-1] == shape[:-1] else None
     if name in PRODUCTS:
         return _product(known.get(id(args[0])), known.get(id(args[1])), shape)
     if name.startswith(RESAMPLES):
@@ -215,7 +219,7 @@ def _moved(call: Made, known: Known) -> list[Places]:
         given = [coordinates(value) for value in args]
         if call.name == "__setitem__":
             given[0] = given[0].clone()
-        result = call.func(*given, **{key: coordinates(value) for key, value in kwargs.items()})
+        result = REARRANGED.get(call.name, call.func)(*given, **{key: coordinates(value) for key, value in kwargs.items()})
         return given[:1] if call.name == "__setitem__" else list(tensors(result))
 
     try:
@@ -237,7 +241,8 @@ def _product(a: Places | None, b: Places | None, shape: torch.Size) -> Places | 
 
 
 def _varies(places: Places, axis: int) -> bool:
-    return any(bool(((t - t.narrow(axis, 0, 1)).abs() > TOLERANCE).any()) for t in (places.rows, places.columns))
+    ranges = [_range(coordinates, (axis,)) for coordinates in (places.rows, places.columns)]
+    return any(bool((high - low > TOLERANCE).any()) for low, high in ranges)
 
 
 def _resampled(places: Places, shape: torch.Size) -> Places | None:
@@ -278,9 +283,13 @@ def _nowhere(like: Tensor) -> Tensor:
 
 def _agreed(coordinates: Tensor, axes: tuple[int, ...]) -> Tensor | None:
     """The coordinates without these axes, along which they must be equal (or nowhere)."""
-    low = coordinates.nan_to_num(torch.inf).amin(axes)
-    high = coordinates.nan_to_num(-torch.inf).amax(axes)
+    low, high = _range(coordinates, axes)
     return low.where(low <= high, torch.nan) if bool((high - low < TOLERANCE).all()) else None
+
+
+def _range(coordinates: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The least and the greatest along these axes; infinite, the least the greater, where all is nowhere."""
+    return coordinates.nan_to_num(torch.inf).amin(axes), coordinates.nan_to_num(-torch.inf).amax(axes)
 
 
 def _is_raster(rows: Tensor, columns: Tensor) -> bool:

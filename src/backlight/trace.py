@@ -6,6 +6,7 @@ symbolic tracing gives up on data-dependent Python.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -165,6 +166,20 @@ def visiting(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def silent(value: Any) -> Any:
+    """What a module returned, its first tensor set to zero: in a tuple, a list, a dict or a model output, or alone."""
+    if isinstance(value, Tensor):
+        return torch.zeros_like(value)
+    if hasattr(value, "keys"):
+        key = next(key for key in value if any(True for _ in tensors(value[key])))
+        silenced = copy.copy(value)
+        silenced[key] = silent(value[key])
+        return silenced
+    first = next(i for i, item in enumerate(value) if any(True for _ in tensors(item)))
+    items = [silent(item) if i == first else item for i, item in enumerate(value)]
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 class _Recorder(TorchFunctionMode):

@@ -16,18 +16,38 @@ from typing import Any
 from torch import nn
 
 from ..errors import Unavailable, UserError, did_you_mean
+from .preprocessing import preprocessing_of, with_preprocessing
 from .spelling import SOURCES, Spelling, blaming_arguments
 
 
+#: Arguments that tell how images are prepared, where the factory does not take them itself.
+PREPARING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+
+
 def from_factory(spelling: Spelling, *, num_classes: int | None) -> nn.Module:
-    """What the factory returns, weights as it made them.  The working directory is importable meanwhile."""
+    """What the factory returns, weights as it made them.  The working directory is importable meanwhile.
+
+    ``FILE.py:make?input_size=(3, 32, 32)&mean=(0.5, 0.5, 0.5)&std=(0.5, 0.5, 0.5)`` tells how its images are prepared, where
+    the model has no ``pretrained_cfg``; without mean and std they are pixels in [0, 1].
+    """
     place, _, attribute = spelling.name.rpartition(":")
     with importable(os.getcwd(), os.path.dirname(place) or os.getcwd()):
         made = attribute_of(imported(place), attribute, spelling)
+        prepared = {} if isinstance(made, nn.Module) else {name for name in PREPARING if takes(made, name)}
+        told = {n: spelling.arguments.pop(n) for n in PREPARING if n in spelling.arguments and n not in prepared}
         model = made if isinstance(made, nn.Module) else called(made, spelling, num_classes)
     if not isinstance(model, nn.Module):
         raise UserError(f"{spelling} returned {type(model).__name__}, not a torch.nn.Module")
-    return model
+    return with_preprocessing(model, preprocessing_for(model, told)) if told else model
+
+
+def preprocessing_for(model: nn.Module, told: dict[str, Any]) -> dict[str, Any]:
+    """The model's own preprocessing, overruled by what the user told."""
+    known = preprocessing_of(model) | told
+    if "input_size" not in known:
+        raise UserError(f"tell the size of the images too: input_size=(3, 224, 224), besides {', '.join(told)}")
+    channels = known["input_size"][0]
+    return {"mean": (0.0,) * channels, "std": (1.0,) * channels, "crop_pct": 1.0} | known
 
 
 def called(factory: Callable[..., Any], spelling: Spelling, num_classes: int | None) -> Any:
