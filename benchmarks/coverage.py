@@ -72,12 +72,12 @@ class Row:
         if self.passed or self.error:
             return self.error
         if not self.units:
-            return "no residual sums that everything passes through: name places with --at"
-        if not self.identity:
-            return "no unit has an identity skip, so there is nothing to prove"
+            return "no residual sums: name places with --at"
         if self.refuted or self.contradicted:
             return f"WRONG: {self.refuted} units refuted, {self.contradicted} maps contradict timm's"
-        return "no unit's stream and branch are both returned by modules"
+        if not self.identity:
+            return "no skip is the identity: nothing to prove"
+        return "no module sees the stream: name places with --at"
 
 
 def main() -> None:

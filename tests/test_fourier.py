@@ -271,6 +271,8 @@ def test_at_takes_a_single_module_and_reads_its_transfer_function():
     transfer = curves(fourier(model, [band_limited(6, 32, limit=8)], at=["1"]), "transfer")[0]
     means_of_two = [2 * math.log(math.cos(math.pi * k / 32)) for k in range(8)]  # of neighbours, along both sides
     assert transfer[:8] == pytest.approx(means_of_two, abs=1e-3)
+    transfer = curves(fourier(tower(blur()).double(), data(), at=["1.branch"]), "transfer")[0]
+    assert transfer[:4] == pytest.approx([math.log(binomial(k)) for k in range(4)], abs=1e-3)
     attention = tower(averaging(1.0)).double()
     transfer = curves(fourier(attention, data(), at=["1.branch"]), "transfer")[0]
     assert transfer[0] == pytest.approx(0, abs=1e-6)

@@ -11,6 +11,7 @@ import timm
 import torch
 import torchvision.models as tv
 import transformers as hf
+from timm.models.vision_transformer import ParallelScalingBlock
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 from torchvision.models.vision_transformer import VisionTransformer
 
@@ -67,7 +68,12 @@ MODELS = {
     # timm: attention
     "vit_tiny": (am(12), timm_model("vit_tiny_patch16_224", img_size=32), 32),
     "vit registers": (am(3), timm_model("vit_tiny_patch16_224", img_size=32, depth=3, reg_tokens=4), 32),
-    "vit parallel": (am(3), timm_model("naflexvit_base_patch16_gap", depth=3, embed_dim=24, num_heads=2), 32),
+    "vit 2 in parallel": (am(3), timm_model("vit_small_patch16_18x2_224", img_size=32, depth=3), 32),
+    "vit all in parallel": (  # attention and MLP of a block are added in one sum: one unit
+        "aaa",
+        timm_model("vit_tiny_patch16_224", img_size=32, depth=3, block_fn=ParallelScalingBlock),
+        32,
+    ),
     "deit distilled": (am(12), timm_model("deit_tiny_distilled_patch16_224", img_size=32), 32),
     "beit": (am(3), timm_model("beit_base_patch16_224", img_size=32, depth=3, embed_dim=24, num_heads=2), 32),
     "swin_tiny": (

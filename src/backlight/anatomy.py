@@ -41,7 +41,6 @@ HOMOGENEOUS = SHAPE | NEUTRAL | {
     "split", "chunk", "unbind", "sum", "mean", "flip",
 }  # fmt: skip
 FUSED_ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward", "_native_multi_head_attention"}
-GATE = {"mul", "mul_", "__mul__", "__imul__"}
 LAYERS = ("linear", "conv")
 RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 LETTER = {"attention": "a", "conv": "c", "mlp": "m", "blur": "b", "other": "o"}
@@ -366,8 +365,8 @@ def _kind(calls: Sequence[Call], body: Iterable[int]) -> str:
     names = {call.name for call in made}
     spatial = [call for call in made if call.kernel > 1]
     convolved = any(call.name.startswith("conv") and call.learned for call in spatial)
-    weights = [call for call in made if call.product or _is_weighted_sum(calls, call)]
-    if names & FUSED_ATTENTION or len(weights) > 1 or (weights and not convolved):
+    products = sum(call.product for call in made)
+    if names & FUSED_ATTENTION or products > 1 or (products and not convolved):
         return "attention"
     if convolved:
         return "conv"
@@ -376,11 +375,6 @@ def _kind(calls: Sequence[Call], body: Iterable[int]) -> str:
     if names & RECURRENT:
         return "other"
     return "mlp" if any(call.learned and call.name.startswith(LAYERS) for call in made) else "other"
-
-
-def _is_weighted_sum(calls: Sequence[Call], call: Call) -> bool:
-    """Whether it sums products of two activations: attention without a matrix product."""
-    return call.name == "sum" and any(calls[p].name in GATE and len(calls[p].parents) > 1 for p in call.parents)
 
 
 def _module(seen: Trace, body: Iterable[int]) -> str:

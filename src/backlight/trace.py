@@ -22,6 +22,7 @@ from .layout import Layout, Made, Places, places_after, places_of_image, tensors
 
 SUM = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 PRODUCT = {"matmul", "__matmul__", "bmm", "einsum", "baddbmm"}
+GATE = {"mul", "mul_", "__mul__", "__imul__"}
 #: Calls that change no number; those that return the very tensor they were given are left out.
 NEUTRAL = {"contiguous", "clone", "dropout", "dropout2d", "to", "type", "type_as", "float", "half", "bfloat16", "double"}
 
@@ -36,7 +37,7 @@ class Call:
     places: Places | None = None  # of its elements in the image
     module: str = ""  # innermost module running
     summands: tuple[int, ...] = ()  # the two operands of a sum of equals
-    product: bool = False  # of two activations
+    product: bool = False  # sums products of two activations: by places or channels, one weights the other
     kernel: int = 0  # largest side of the window of a convolution or pooling
     learned: bool = False  # reads a parameter
     received: list[tuple[str, int]] = field(default_factory=list)  # (module, its how-manieth call in the pass)
@@ -222,7 +223,11 @@ class _Recorder(TorchFunctionMode):
         known = [t for t in given if id(t) in self.made]
         call = Call(name, module=self.running[-1] if self.running else "")
         call.learned = any(id(t) in self.learned for t in given)
-        call.product = name in PRODUCT and len(known) > 1
+        if name == "sum":  # of products made just before
+            source = self.calls[self.made[id(known[0])]]
+            call.product = source.name in GATE and len(source.parents) > 1
+        else:
+            call.product = name in PRODUCT and len(known) > 1
         if name.startswith("conv") and len(given) > 1:
             call.kernel = max(given[1].shape[2:], default=1)
         elif "pool" in name and "adaptive" not in name:
