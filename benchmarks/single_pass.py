@@ -3,8 +3,9 @@
     python benchmarks/single_pass.py --out benchmarks/results/single_pass.json
 
 Bare pass and analyses run in turns over the same batches in memory, in one process; the numbers are medians over the
-rounds with their range.  ``watching`` is the pass with all three reducers attached, as a study runs it; ``whole`` is the call from model and
-data to results: it adds finding the units and 1,000 bootstrap resamples, which do not grow with the images' number of pixels.
+rounds with their range.  ``watching`` is the pass with all three reducers attached, as a study runs it; ``whole`` is the
+call from model and data to results: it adds finding the units and 1,000 bootstrap resamples, a cost for each study and not
+for each image.
 """
 
 from __future__ import annotations

@@ -380,7 +380,8 @@ def train_command(
 
 @app.command(
     "models",
-    help="The models that can be named.\n\nMODEL is a timm name (ours included), NAME?img_size=32&patch_size=4, torchvision:NAME, hf:ORG/NAME, "
+    help="The models that can be named.\n\n"
+    "MODEL is a timm name (ours included), NAME?img_size=32&patch_size=4, torchvision:NAME, hf:ORG/NAME, "
     "official:PATH.pth.tar, a folder that train wrote, package.module:factory or file.py:factory, or word:ccc cca.\n\n"
     "Example: backlight models 'resnet*'",
 )

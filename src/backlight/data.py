@@ -146,9 +146,7 @@ def open_data(
     if limit is None:
         return found
     if isinstance(found, Stream):
-        raise UserError(
-            f"{name} can only be read in order, so a stratified subset cannot be drawn: leave the limit out"
-        )
+        raise UserError(f"{name} can only be read in order, so a stratified subset cannot be drawn: leave the limit out")
     return found.take(stratified(found.labels, limit, seed))
 
 
@@ -403,9 +401,7 @@ def readable(images: ImageSet) -> ImageSet:
     good = np.array([not isinstance(item, UserError) for batch in decoding for item in batch])
     del decoding
     if not good.any():
-        raise UserError(
-            f"none of the {len(images)} images of {images.name} can be read, beginning with {images.where(0)}"
-        )
+        raise UserError(f"none of the {len(images)} images of {images.name} can be read, beginning with {images.where(0)}")
     skipped = tuple(images.take(np.flatnonzero(~good)).ids())
     return replace(images.take(np.flatnonzero(good)), skipped=skipped)
 

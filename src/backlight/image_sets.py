@@ -112,9 +112,7 @@ class Stream(IterableDataset[tuple[Image.Image, int]]):
         except Exception as error:  # from the network to the decoder
             raise UserError(f"{self.name} broke off after {seen} images: {first_line(error)}") from error
         if seen != self.images:
-            raise UserError(
-                f"{self.name} promises {self.images} images and gave {seen}: some are missing or unreadable"
-            )
+            raise UserError(f"{self.name} promises {self.images} images and gave {seen}: some are missing or unreadable")
 
 
 def image_set(name: str, rows: Rows, *, split: str, classes: Sequence[str], labels: np.ndarray) -> ImageSet:
@@ -151,9 +149,7 @@ def as_arrays(images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     """
     first = pixels(images[0][0])
     if len(images) * first.nbytes > ARRAY_BYTES:
-        raise UserError(
-            f"{images.name} takes {len(images) * first.nbytes / 2**30:.1f} GiB as arrays: read it in batches"
-        )
+        raise UserError(f"{images.name} takes {len(images) * first.nbytes / 2**30:.1f} GiB as arrays: read it in batches")
     arrays = np.empty((len(images), *first.shape), np.uint8)
     for i in range(len(images)):
         array = pixels(images[i][0])
@@ -257,9 +253,7 @@ def folder(path: Path, split: str, *, name: str) -> ImageSet:
 def imagenet(root: Path, split: str) -> ImageSet:
     """ImageNet-1k as root/train/WNID and root/val/WNID.  Errors: not there; fewer than its 1,000 classes."""
     if not any((root / part).is_dir() for part in TRAIN + TEST):
-        raise Unavailable(
-            f"imagenet is not in {root}: name the folder that holds its train and val with --data-root DIR"
-        )
+        raise Unavailable(f"imagenet is not in {root}: name the folder that holds its train and val with --data-root DIR")
     found = folder(root, split, name="imagenet")
     if len(found.classes) != 1000:  # labels would number other classes than a model's outputs do
         raise UserError(
@@ -397,9 +391,7 @@ def integers(column: Any, name: str, file: Path) -> np.ndarray:
     import pyarrow as pa
 
     if not pa.types.is_integer(column.type) or column.null_count:
-        raise UserError(
-            f"{file}: column {name} is {column.type} with {column.null_count} empty cells, labels are integers"
-        )
+        raise UserError(f"{file}: column {name} is {column.type} with {column.null_count} empty cells, labels are integers")
     return column.to_numpy().astype(np.int64)
 
 
@@ -553,9 +545,7 @@ def timm_dataset(name: str, split: str, **settings: Any) -> tuple[str, Any]:
             reason = first_line(error)
             reasons.append(reason)
             if "num_samples" in reason:
-                raise UserError(
-                    f"{name} does not say how many images it has: add ?num_samples=N to the name"
-                ) from error
+                raise UserError(f"{name} does not say how many images it has: add ?num_samples=N to the name") from error
             if "split" not in reason.lower():
                 raise Unavailable(f"{name} cannot be had: {reason}{gated_hint(name, reason)}") from error
     raise UserError(f"no split {split} in {name}: {reasons[0]}")
@@ -570,8 +560,7 @@ def gated_hint(name: str, reason: str) -> str:
 def offline() -> bool:
     """Whether the user forbids the network."""
     return any(
-        os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
-        for name in ("BACKLIGHT_OFFLINE", "HF_HUB_OFFLINE")
+        os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in ("BACKLIGHT_OFFLINE", "HF_HUB_OFFLINE")
     )
 
 
@@ -604,9 +593,7 @@ def sha256_of_files(files: Sequence[Path]) -> tuple[str, str]:
     """One hash of all bytes in order, or of names and sizes where the files are large."""
     sizes = [file.stat().st_size for file in files]
     if sum(sizes) > HASHED_BYTES:
-        return sha256_of_lines(
-            f"{file.name}\t{size}" for file, size in zip(files, sizes, strict=True)
-        ), "file names and sizes"
+        return sha256_of_lines(f"{file.name}\t{size}" for file, size in zip(files, sizes, strict=True)), "file names and sizes"
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as opened:

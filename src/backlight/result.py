@@ -174,15 +174,8 @@ class writing:
         self.folder = folder.resolve()
 
     def __enter__(self) -> Path:
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            if self.folder.exists() and any(self.folder.iterdir()) and not any((self.folder / f).exists() for f in OURS):
-                raise UserError(f"{self.folder} holds what Backlight did not write; choose another --out, or empty it")
-            self.draft = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
-        except OSError as error:
-            blocked = isinstance(error, (FileExistsError, NotADirectoryError))
-            reason = "a file is in the way" if blocked else error.strerror or error
-            raise UserError(f"cannot write {self.folder}: {reason}; choose another --out") from error
+        refuse_unwritable(self.folder)
+        self.draft = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
         return self.draft
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -206,6 +199,20 @@ class writing:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(self.draft, self.folder)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Make sure that a folder can be put here.  Errors: UserError if not, or if it holds what Backlight did not write."""
+    folder = folder.resolve()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and any(folder.iterdir()) and not any((folder / f).exists() for f in OURS):
+            raise UserError(f"{folder} holds what Backlight did not write; choose another --out, or empty it")
+        tempfile.TemporaryFile(dir=folder.parent).close()
+    except OSError as error:
+        blocked = isinstance(error, (FileExistsError, NotADirectoryError))
+        reason = "a file is in the way" if blocked else error.strerror or error
+        raise UserError(f"cannot write {folder}: {reason}; choose another --out") from error
 
 
 def plain(value: Any) -> Any:

@@ -24,7 +24,7 @@ from .errors import UserError
 from .evidence import device_of, versions
 from .progress import clock
 from .recipes import Recipe
-from .result import writing
+from .result import refuse_unwritable, writing
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ def train_to_folder(
 
     if threads:
         torch.set_num_threads(threads)
+    refuse_unwritable(out)  # now, not after the training
     chosen = dataset(data, "train", limit=limit, seed=seed, root=data_root, download=download)
     if chosen.split == "all":
         raise UserError(f"{data} has no train and test folders, and a model must not be tested on what it was trained on")

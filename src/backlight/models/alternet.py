@@ -305,9 +305,7 @@ def word_stages(word: str) -> list[str]:
     ['ccc', 'ccca']
     """
     if strange := sorted(set(word) - set("abc ")):
-        raise UserError(
-            f"a model is spelled with c (convolution), a (attention), b (blur) and spaces; {word!r} has {strange}"
-        )
+        raise UserError(f"a model is spelled with c (convolution), a (attention), b (blur) and spaces; {word!r} has {strange}")
     if not word.split():
         raise UserError("a model needs at least one letter: c (convolution), a (attention) or b (blur)")
     return word.split()

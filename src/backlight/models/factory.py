@@ -19,7 +19,6 @@ from ..errors import Unavailable, UserError, did_you_mean
 from .preprocessing import preprocessing_of, with_preprocessing
 from .spelling import SOURCES, Spelling, blaming_arguments
 
-
 #: Arguments that tell how images are prepared, where the factory does not take them itself.
 PREPARING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
