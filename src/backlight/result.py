@@ -31,6 +31,15 @@ Row = dict[str, Any]
 Verdict = Literal["holds", "does not hold", "undecided"]
 
 
+def columns(name: str, interval: Iterable[Any]) -> Row:
+    """An estimate and its interval as three columns of a row.
+
+    >>> columns("nll", (2.0, 1.5, 2.5))
+    {'nll': 2.0, 'nll_low': 1.5, 'nll_high': 2.5}
+    """
+    return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, interval), strict=True))
+
+
 @dataclass(frozen=True)
 class Claim:
     """A statement of the paper, and a number with its interval that decides whether it holds for this model."""

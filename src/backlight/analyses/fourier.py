@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..numerics.bootstrap import Interval, mean_interval
 from ..numerics.frequency import diagonal_frequencies, log_amplitude, paper_bins, radial_log_amplitude
-from ..result import Claim, Result, Row
+from ..result import Claim, Result, Row, columns
 from .single_pass import Anatomy, described, single_pass
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class Spectra:
     def _rows(self, unit: Row, logs: list[np.ndarray], after: int, before: int | None, resamples: int, seed: int) -> list[Row]:
         level = logs[after] - math.log(math.prod(self._size(after)))
         delta = mean_interval(logs[after] - logs[after][:, :1], resamples=resamples, seed=seed)
+        itself = mean_interval(level, resamples=resamples, seed=seed)
         transfer = _nothing(level.shape[1])
         if before is not None:
             shared = min(level.shape[1], logs[before].shape[1])  # bin k is k cycles an image at either resolution
@@ -118,9 +119,9 @@ class Spectra:
         return [
             unit
             | {"height": h, "width": w, "cycles": k, "frequency": float(frequency)}
-            | {"delta": delta.value[k], "delta_low": delta.low[k], "delta_high": delta.high[k]}
-            | {"transfer": transfer.value[k], "transfer_low": transfer.low[k], "transfer_high": transfer.high[k]}
-            | {"log_amplitude": level[:, k].mean()}
+            | columns("delta", (ends[k] for ends in delta))
+            | columns("transfer", (ends[k] for ends in transfer))
+            | columns("log_amplitude", (ends[k] for ends in itself))
             for k, frequency in enumerate(self._frequencies(after))
         ]
 

@@ -21,12 +21,16 @@ from ..errors import UserError
 from ..evidence import evidence
 from ..numerics.bootstrap import mean_interval
 from ..numerics.calibration import scores
-from ..result import Claim, Result, Row
+from ..result import Claim, Result, Row, columns
 from .calibration import labelled
 from .single_pass import described, fit, named, refuse_other_classes, split
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+#: What is kept of each image, in this order.
+SCORES = ("accuracy", "nll")
 
 
 def lesion(
@@ -57,17 +61,19 @@ def lesion(
     if not kept:
         raise UserError("no images: the data are empty")
     seen = np.concatenate(kept, axis=2)
-    change = seen[1:] - seen[:1]
-    value, low, high = mean_interval(change.transpose(2, 0, 1), resamples=resamples, seed=seed)
-    whole = mean_interval(seen[0].T, resamples=resamples, seed=seed)
-    table = [_row({"unit": -1, "kind": "whole", "stage": 0, "module": ""}, seen[0], *np.zeros((3, 2)))]
-    table += [_row(described(u), seen[i + 1], value[i], low[i], high[i]) for i, u in enumerate(found)]
+    change = seen - seen[:1]
+    own = mean_interval(seen.transpose(2, 0, 1), resamples=resamples, seed=seed)  # (units + 1, 2) each, as below
+    paired = mean_interval(change.transpose(2, 0, 1), resamples=resamples, seed=seed)
+    table: list[Row] = [{"unit": -1, "kind": "whole", "stage": 0, "module": ""}, *map(described, found)]
+    for i, row in enumerate(table):
+        for s, score in enumerate(SCORES):
+            row |= columns(score, (x[i, s] for x in own)) | columns(f"{score}_change", (x[i, s] for x in paired))
     facts = evidence(model, data, images=seen.shape[2], resamples=resamples, seed=seed) | {
         "seconds": round(time.perf_counter() - started, 3),
         "left_out": [named(unit) for unit in left_out],
-        "whole": {"accuracy": [float(x[0]) for x in whole], "nll": [float(x[1]) for x in whole]},
+        "whole": {score: [float(x[0, s]) for x in own] for s, score in enumerate(SCORES)},
     }
-    return Lesion(name or type(model).__name__, table, _claims(found, change[:, 0], resamples, seed), facts)
+    return Lesion(name or type(model).__name__, table, _claims(found, change[1:, 0], resamples, seed), facts)
 
 
 def removable(model: nn.Module, images: Tensor) -> tuple[list[Unit], list[Unit]]:
@@ -90,15 +96,6 @@ def _scores(model: nn.Module, images: Tensor, labels: Tensor | None, unit: Unit 
             logits = next(tensors(model(images)))
     s = scores(*labelled(logits, labels.to(logits.device) if labels is not None else None))
     return np.stack([s.prediction == s.label, s.nll])
-
-
-def _row(unit: Row, seen: np.ndarray, value: np.ndarray, low: np.ndarray, high: np.ndarray) -> Row:
-    accuracy, nll = seen.mean(1)
-    return unit | {
-        "accuracy": accuracy, "nll": nll,
-        "accuracy_change": value[0], "accuracy_change_low": low[0], "accuracy_change_high": high[0],
-        "nll_change": value[1], "nll_change_low": low[1], "nll_change_high": high[1],
-    }  # fmt: skip
 
 
 def _claims(found: Sequence[Unit], change: np.ndarray, resamples: int, seed: int) -> list[Claim]:

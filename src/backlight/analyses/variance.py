@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..numerics.bootstrap import mean_interval
-from ..result import Claim, Result, Row
+from ..result import Claim, Result, Row, columns
 from .single_pass import Anatomy, described, single_pass
 
 if TYPE_CHECKING:
@@ -112,7 +112,10 @@ class Spread:
         if not any(self.kept):
             raise UserError("the variance over samples needs batches of at least 2 images")
         seen = [np.concatenate(batches) for batches in self.kept]
-        table = [row | _interval(seen[place], resamples, seed) for place, row in self._places()]
+        table = [
+            row | columns("variance", mean_interval(seen[place], resamples=resamples, seed=seed))
+            for place, row in self._places()
+        ]
         return Variance(model, table, self._claims(seen, resamples, seed), evidence)
 
     def _places(self) -> Iterable[tuple[int, Row]]:
@@ -136,11 +139,6 @@ class Spread:
                 quantity = f"log of variance after over before, mean of {len(steps)} {kind} units (nepers)"
                 claims.append(Claim.of_sign(sign, interval, statement=statement, source="Figure 9", quantity=quantity))  # type: ignore[arg-type]
         return claims
-
-
-def _interval(samples: np.ndarray, resamples: int, seed: int) -> Row:
-    found = mean_interval(samples, resamples=resamples, seed=seed)
-    return {"variance": float(found.value), "variance_low": float(found.low), "variance_high": float(found.high)}
 
 
 @dataclass(frozen=True)
