@@ -211,21 +211,43 @@ def test_a_unit_within_a_branch_is_part_of_it(images):
     assert unit.shape == (4, 6, 8)
 
 
-def test_a_branch_that_no_module_returns_cannot_be_removed(images):
-    model = model_of(lambda self, x: x + torch.tanh(x))
+def test_what_only_functions_return_is_read_and_removed_too(images):
+    def body(self, x):
+        x = (x + torch.tanh(self.a(x))).relu()
+        return (x + torch.tanh(self.b(x))).exp() + torch.tanh(torch.ones(1))  # a function of that name once more
+
+    model = model_of(body, a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 1))
+    first, second = units(model, images)
+    assert {tap.side for tap in (second.after, *first.branch, *second.branch)} == {"function"}
+    stem, one = model.stem(images), torch.tanh(torch.ones(1))
+    stream = (stem + torch.tanh(model.a(stem))).relu()
+    maps = feature_maps(model, images, [first, second])
+    assert torch.equal(maps[0], stream)
+    assert torch.equal(maps[1], stream + torch.tanh(model.b(stream)))
+    with without(model, second):
+        assert torch.equal(model(images), model.finish(stream.exp() + one))
+    with without(model, first):
+        assert torch.equal(feature_maps(model, images, [first])[0], stem.relu())
+    whole = model(images)
+    with reading(model, [second.after], lambda i, activation: torch.tanh(activation)):  # its calls are not the model's
+        assert torch.equal(model(images), whole)
+        assert torch.equal(model(images), whole)
+
+
+def test_a_branch_that_is_a_functions_second_result_cannot_be_removed(images):
+    model = model_of(lambda self, x: x + torch.linalg.qr(x).R)
     (unit,) = units(model, images)
     assert unit.branch == ()
     assert proofs(model, images) == [None]
-    with pytest.raises(UserError, match=r"unit 0 .* cannot be removed: no module returns what it adds"), without(model, unit):
+    with pytest.raises(UserError, match=r"unit 0 .* cannot be removed: nothing returns what it adds"), without(model, unit):
         pass
 
 
-def test_a_stream_that_no_module_sees_cannot_be_read(images):
-    model = model_of(lambda self, x: (x + self.a(x)).exp(), a=conv())
-    found = units(model, images)
-    assert found[0].after is None
-    with pytest.raises(UserError, match=r"the stream after unit 0 .* cannot be read as a map"):
-        feature_maps(model, images, found)
+def test_a_stream_between_functions_is_read_at_the_sum(images):
+    model = model_of(lambda self, x: torch.linalg.qr(x + self.a(x)).R, a=conv())
+    (unit,) = units(model, images)
+    stem = model.stem(images)
+    assert torch.equal(feature_maps(model, images, [unit])[0], stem + model.a(stem))
 
 
 # --- layouts along the way

@@ -48,15 +48,19 @@ LETTER = {"attention": "a", "conv": "c", "mlp": "m", "blur": "b", "other": "o"}
 
 @dataclass(frozen=True)
 class Tap:
-    """A place in a model: what a module receives or returns, counting its calls within a pass from 0."""
+    """A place in a model: what a module receives or returns, counting its calls within a pass from 0.
+
+    Where no module does, it is what a torch function of the name ``module`` returns, its calls counted likewise.
+    """
 
     module: str
-    side: Literal["input", "output"]
+    side: Literal["input", "output", "function"]
     call: int = 0
     layout: Layout | None = None  # None: not a map
 
     def __str__(self) -> str:
-        return f"{self.module}{'' if self.side == 'output' else ' (input)'}{f' #{self.call}' if self.call else ''}"
+        where = {"input": " (input)", "output": "", "function": "()"}[self.side]
+        return f"{self.module}{where}{f' #{self.call}' if self.call else ''}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Unit:
     shape: tuple[int, ...]  # of the stream after it, images left out
     before: Tap | None  # the stream it reads
     after: Tap | None  # the stream after it
-    branch: tuple[Tap, ...]  # the outputs that add up to its branch; empty: no hook can reach it
+    branch: tuple[Tap, ...]  # the outputs that add up to its branch; empty: nothing returns it
     identity: bool  # the skip leaves the stream as it is
 
 
@@ -128,15 +132,15 @@ def reading(model: nn.Module, taps: Sequence[Tap], visit: Callable[[int, Tensor]
 
 @contextmanager
 def without(model: nn.Module, unit: Unit) -> Iterator[nn.Module]:
-    """Within the block ``unit`` adds nothing to the stream.  Errors: UserError if no module returns its branch."""
+    """Within the block ``unit`` adds nothing to the stream.  Errors: UserError if nothing returns its branch."""
     if not unit.branch:
-        raise UserError(f"unit {unit.index} ({unit.module}) cannot be removed: no module returns what it adds")
-    wanted = {(tap.module, tap.call) for tap in unit.branch}
+        raise UserError(f"unit {unit.index} ({unit.module}) cannot be removed: nothing returns what it adds")
+    wanted = {(tap.module, tap.side, tap.call) for tap in unit.branch}
 
     def silence(place: tuple[str, str, int], value: Any) -> Any:
-        return silent(value) if (place[0], place[2]) in wanted else None
+        return silent(value) if place in wanted else None
 
-    with visiting(model, [(tap.module, "output") for tap in unit.branch], silence, first=True):
+    with visiting(model, [(tap.module, tap.side) for tap in unit.branch], silence, first=True):
         yield model
 
 
@@ -170,7 +174,7 @@ def places(found: Sequence[Unit]) -> list[Tap]:
 def check(model: nn.Module, images: Tensor, found: Sequence[Unit]) -> Iterator[tuple[Unit, bool | None]]:
     """Whether removing each unit leaves the stream after it equal to the stream before it; None where that says nothing.
 
-    Nothing is said of units whose skip is not the identity, or whose stream no module returns.
+    Nothing is said of units whose skip is not the identity, or whose stream nothing returns.
     Errors: RuntimeError if the model's output afterwards is not bit-identical to the one before.
     """
     with evaluating(model), torch.no_grad(), plain_attention():
@@ -223,7 +227,7 @@ def _residual(seen: Trace) -> list[Unit]:
     found = []
     for index, (one, stage) in enumerate(zip(sums, _stages(seen.calls[one.cut] for one in sums), strict=True)):
         end = _rectified(seen, one.cut)
-        adding = [_outputs(seen, i, one.fork) for i in one.branches]
+        adding = [_outputs(seen, i, one.fork) or _itself(seen, i) for i in one.branches]
         found.append(
             Unit(
                 index=index,
@@ -393,13 +397,24 @@ def _tap(seen: Trace, i: int) -> Tap | None:
         same.append(j)
         todo += [k for k in seen.readers[j] if seen.calls[k].name in SHAPE | NEUTRAL]
     taps = [tap for j in same for tap in _passes(seen.calls[j])]
-    return min(taps, key=lambda tap: (tap.layout is None, seen.times_called[tap.module] > 1), default=None)
+    found = min(taps, key=lambda tap: (tap.layout is None, seen.times_called[tap.module] > 1), default=None)
+    return found or _function(seen.calls[i])
 
 
 def _passes(call: Call) -> list[Tap]:
     """What returns and receives a call's result: the outermost module first."""
     returned = [Tap(module, "output", time, call.layout) for module, time in reversed(call.returned)]
     return returned + [Tap(module, "input", time, call.layout) for module, time in call.received]
+
+
+def _function(call: Call) -> Tap | None:
+    """What the function itself returns, where no module has a hand in it."""
+    return Tap(call.name, "function", call.time, call.layout) if call.time is not None else None
+
+
+def _itself(seen: Trace, i: int) -> tuple[Tap, ...]:
+    tap = _function(seen.calls[i])
+    return (tap,) if tap else ()
 
 
 def _outputs(seen: Trace, i: int, fork: int) -> tuple[Tap, ...] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -40,6 +40,7 @@ class Call:
     product: bool = False  # sums products of two activations: by places or channels, one weights the other
     kernel: int = 0  # largest side of the window of a convolution or pooling
     learned: bool = False  # reads a parameter
+    time: int | None = None  # how many calls of this name were made before; None where a function does not return it first
     received: list[tuple[str, int]] = field(default_factory=list)  # (module, its how-manieth call in the pass)
     returned: list[tuple[str, int]] = field(default_factory=list)
 
@@ -142,19 +143,21 @@ def visiting(
     *,
     first: bool = False,
 ) -> Iterator[None]:
-    """Call ``act((module, side, call), value)`` at these modules, their calls counted within each pass.
+    """Call ``act((name, side, call), value)`` at these modules and functions, their calls counted within each pass.
 
     What it returns for an output, unless None, takes the output's place.  ``first``: before any other hook sees it.
     """
     calls: Counter[tuple[str, str]] = Counter()
+    functions = {name for name, side in places if side == "function"}
 
     def visit(place: tuple[str, str], value: Any) -> Any:
         calls[place] += 1
-        return act((*place, calls[place] - 1), value)
+        with torch._C.DisableTorchFunction():  # what is done with the value is no call of the model's
+            return act((*place, calls[place] - 1), value)
 
     handles: list[Any] = [model.register_forward_pre_hook(lambda *_: calls.clear(), prepend=True)]
     try:
-        for place in dict.fromkeys(places):
+        for place in dict.fromkeys(place for place in places if place[1] != "function"):
             module = model.get_submodule(place[0])
             if place[1] == "output":
                 leave = lambda module, args, out, place=place: visit(place, out)  # noqa: E731
@@ -162,11 +165,32 @@ def visiting(
             else:
                 enter = lambda module, args, kwargs, place=place: visit(place, (args, kwargs))  # noqa: E731
                 handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=first))
-        with plain_attention():
+        with plain_attention(), _Functions(functions, visit) if functions else nullcontext():
             yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Functions(TorchFunctionMode):
+    """Visits what torch functions of these names return."""
+
+    def __init__(self, names: set[str], visit: Callable[[tuple[str, str], Any], Any]) -> None:
+        super().__init__()
+        self.names, self.visit = names, visit
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (name := function_name(func)) not in self.names:
+            return result
+        instead = self.visit((name, "function"), result)
+        return result if instead is None else instead
+
+
+def function_name(func: Any) -> str:
+    """A torch function's name; a property, such as x.mT, goes by its own."""
+    name = getattr(func, "__name__", str(func))
+    return func.__self__.__name__ if name == "__get__" else name
 
 
 def silent(value: Any) -> Any:
@@ -194,15 +218,16 @@ class _Recorder(TorchFunctionMode):
         self.learned = {id(p) for p in model.parameters()}  # and what is computed of them alone
         self.kept: list[Tensor] = [images]  # an id is a tensor's own only while it lives
         self.running: list[str] = []
+        self.functions: Counter[str] = Counter()
         self.times: dict[str, int] = defaultdict(int)
         self.started: list[tuple[str, int, int]] = []
         self.spans: dict[tuple[str, int], tuple[int, int]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", str(func))
-        if name == "__get__":  # a property, such as x.mT
-            name = func.__self__.__name__
+        name = function_name(func)
+        time = self.functions[name]
+        self.functions[name] += 1
         given = list(tensors((args, kwargs)))
         known = [t for t in given if id(t) in self.made]
         parents = tuple(dict.fromkeys(self.made[id(t)] for t in known))
@@ -212,7 +237,11 @@ class _Recorder(TorchFunctionMode):
             return result
         if outs and known:
             call = self._describe(name, args, kwargs, outs[0])
-            self._own(outs, replace(call, parents=parents), places_after(Made(func, name, args, kwargs), outs, self.places))
+            self._own(
+                outs,
+                replace(call, parents=parents, time=None if name == "__setitem__" else time),
+                places_after(Made(func, name, args, kwargs), outs, self.places),
+            )
         elif any(id(t) in self.learned for t in given):
             self.kept += outs
             self.learned |= {id(t) for t in outs}
@@ -239,14 +268,15 @@ class _Recorder(TorchFunctionMode):
 
     def _own(self, outs: list[Tensor], call: Call, places: list[Places | None]) -> None:
         """Each tensor that a call returned is a node of its own."""
-        for out, place in zip(outs, places, strict=True):
+        for k, (out, place) in enumerate(zip(outs, places, strict=True)):
+            time = None if k else call.time
             self.made[id(out)] = len(self.calls)
             self.kept.append(out)
             if place:
                 self.places[id(out)] = place
             else:
                 self.places.pop(id(out), None)
-            self.calls.append(replace(call, shape=tuple(out.shape), places=place, received=[], returned=[]))
+            self.calls.append(replace(call, shape=tuple(out.shape), places=place, time=time, received=[], returned=[]))
 
     def hooks(self, model: nn.Module) -> list[Any]:
         handles: list[Any] = []

@@ -83,7 +83,7 @@ def removable(model: nn.Module, images: Tensor) -> tuple[list[Unit], list[Unit]]
         raise UserError(f"{type(model).__name__} has no residual units, so there is nothing a lesion could leave out")
     chosen = [unit for unit in found if unit.branch]
     if not chosen:
-        raise UserError(f"no unit of {type(model).__name__} can be removed: no module returns what they add")
+        raise UserError(f"no unit of {type(model).__name__} can be removed: nothing returns what they add")
     return chosen, [unit for unit in found if not unit.branch]
 
 
