@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: demo test slow bench lock clean
+.PHONY: demo test lock clean
 
 demo: .venv/core
 	$(BIN)/backlight demo --out demo
@@ -15,9 +15,6 @@ test: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
-
-slow: .venv/dev
-	$(BIN)/pytest -m slow
 
 .venv/core: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Backlight needs Python 3.11 or later") if sys.version_info < (3, 11) else None'

@@ -300,7 +300,10 @@ def units_command(
         print_table(rows)
     if prove:
         proven, wrong = list(proof.values()).count(True), list(proof.values()).count(False)
-        say(f"{proven} units proven by silence, {wrong} changed the stream, {len(found) - proven - wrong} with another skip;")
+        rest = len(found) - proven - wrong
+        say(
+            f"{proven} units proven: silent, they leave the stream as it was; {wrong} refuted; {rest} not tested (skip is a projection)"
+        )
         say("the model's output is bit-identical afterwards")
         if wrong:
             raise SystemExit(3)
