@@ -301,9 +301,7 @@ def units_command(
     if prove:
         proven, wrong = list(proof.values()).count(True), list(proof.values()).count(False)
         rest = len(found) - proven - wrong
-        say(
-            f"{proven} units proven: silent, they leave the stream as it was; {wrong} refuted; {rest} not tested (skip is a projection)"
-        )
+        say(f"{proven} units proven: silent, they leave the stream as it was; {wrong} refuted; {rest} not put to the test")
         say("the model's output is bit-identical afterwards")
         if wrong:
             raise SystemExit(3)
