@@ -35,9 +35,7 @@ def main() -> None:
         images, labels = source_arrays(prefix)
         table = hub_table(images, labels, stratified(labels, 10 * per_class, SEED))
         # PNG does not compress twice; zstd is for the labels and paths
-        pq.write_table(
-            table, TARGET / f"{split}.parquet", compression="zstd", row_group_size=1000, write_statistics=False
-        )
+        pq.write_table(table, TARGET / f"{split}.parquet", compression="zstd", row_group_size=1000, write_statistics=False)
 
 
 def source_arrays(prefix: str) -> tuple[np.ndarray, np.ndarray]:
