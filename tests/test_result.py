@@ -351,3 +351,14 @@ def test_plain_values_are_what_json_holds():
     assert json.dumps(plain(document), allow_nan=False)
     assert plain(document)["b"]["value"] is None
     assert plain(document)["c"] is True
+
+
+def test_what_a_killed_run_left_behind_is_cleared_away(tmp_path):
+    old, fresh, other = (tmp_path / name for name in (".variance-old", ".variance-new", ".lesion-old"))
+    for draft in (old, fresh, other):
+        draft.mkdir()
+    for draft in (old, other):
+        os.utime(draft, (0, 0))
+    with writing(tmp_path / "variance") as draft:
+        (draft / "result.json").touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"variance", fresh.name, other.name}

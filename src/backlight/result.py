@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 #: The files of which one makes a folder Backlight's own, which a newer one may replace.
 OURS = ("result.json", "model.json")
+
+#: Age in seconds after which a draft is what a killed run left behind; writing one takes seconds.
+STALE = 3600
 
 Row = dict[str, Any]
 Verdict = Literal["holds", "does not hold", "undecided"]
@@ -184,6 +188,9 @@ class writing:
 
     def __enter__(self) -> Path:
         refuse_unwritable(self.folder)
+        for draft in self.folder.parent.glob(f".{self.folder.name}-*"):
+            if time.time() - draft.stat().st_mtime > STALE:
+                shutil.rmtree(draft, ignore_errors=True)
         self.draft = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
         return self.draft
 
