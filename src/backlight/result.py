@@ -33,6 +33,7 @@ STALE = 3600
 
 Row = dict[str, Any]
 Verdict = Literal["holds", "does not hold", "undecided"]
+Sign = Literal["positive", "negative"]
 
 
 def columns(name: str, interval: Iterable[Any]) -> Row:
@@ -59,7 +60,7 @@ class Claim:
     @classmethod
     def of_sign(
         cls,
-        sign: Literal["positive", "negative"],
+        sign: Sign,
         interval: Iterable[SupportsFloat],
         *,
         statement: str,

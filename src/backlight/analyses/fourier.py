@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from ..numerics.bootstrap import Interval, mean_interval
 from ..numerics.frequency import diagonal_frequencies, log_amplitude, paper_bins, radial_log_amplitude
-from ..result import Claim, Result, Row, columns
-from .single_pass import Anatomy, described, single_pass
+from ..result import Claim, Result, Row, Sign, columns
+from .single_pass import Anatomy, single_pass
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CLAIMS = {
+CLAIMS: dict[str, tuple[Sign, str]] = {
     "attention": ("negative", "Attention is a low-pass filter: it lowers the share of high frequencies."),
     "conv": ("positive", "Convolutions are high-pass filters: they raise the share of high frequencies."),
     "mlp": ("positive", "MLPs are high-pass filters: they raise the share of high frequencies."),
@@ -94,16 +94,8 @@ class Spectra:
         return np.linspace(0, 1, bins) if self.paper else diagonal_frequencies(self._size(place)).numpy()
 
     def _table(self, logs: list[np.ndarray], resamples: int, seed: int) -> list[Row]:
-        table: list[Row] = []
-        stem = self.anatomy.before(self.anatomy.units[0])
-        if stem is not None:
-            first: Row = {"unit": -1, "kind": "stem", "stage": 0, "module": self.anatomy.places[stem].module}
-            table += self._rows(first, logs, stem, None, resamples, seed)
-        for unit in self.anatomy.units:
-            after = self.anatomy.after(unit)
-            if after is not None:
-                table += self._rows(described(unit), logs, after, self.anatomy.before(unit), resamples, seed)
-        return table
+        streams = self.anatomy.streams()
+        return [row for unit, before, after in streams for row in self._rows(unit, logs, after, before, resamples, seed)]
 
     def _rows(self, unit: Row, logs: list[np.ndarray], after: int, before: int | None, resamples: int, seed: int) -> list[Row]:
         level = logs[after] - math.log(math.prod(self._size(after)))
@@ -133,7 +125,7 @@ class Spectra:
             if steps:
                 interval = mean_interval(np.mean(steps, axis=0), resamples=resamples, seed=seed)
                 quantity = f"change of Δ log amplitude at the highest frequency, mean of {len(steps)} {kind} units (nepers)"
-                claims.append(Claim.of_sign(sign, interval, statement=statement, source="Figure 8", quantity=quantity))  # type: ignore[arg-type]
+                claims.append(Claim.of_sign(sign, interval, statement=statement, source="Figure 8", quantity=quantity))
         return claims
 
 

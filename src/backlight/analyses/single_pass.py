@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..anatomy import Tap, Unit, evaluating, grid, places, reading, tensors, units
 from ..errors import UserError
 from ..evidence import device_of, dtype_of, evidence
-from ..result import Result
+from ..result import Result, Row
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,16 @@ class Anatomy:
     def after(self, unit: Unit) -> int | None:
         """The place of the stream after a unit."""
         return self.places.index(unit.after) if unit.after in self.places else None
+
+    def streams(self) -> Iterator[tuple[Row, int | None, int]]:
+        """What is read, as rows to be: the stem, called unit -1, then each unit, with the places before and after it."""
+        stem = self.before(self.units[0])
+        if stem is not None:
+            yield {"unit": -1, "kind": "stem", "stage": 0, "module": self.places[stem].module}, None, stem
+        for unit in self.units:
+            after = self.after(unit)
+            if after is not None:
+                yield described(unit), self.before(unit), after
 
     def transforms(self, kinds: Sequence[str]) -> list[tuple[int, int]]:
         """Places before and after each unit of these kinds that keeps the resolution."""

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..numerics.bootstrap import mean_interval
-from ..result import Claim, Result, Row, columns
-from .single_pass import Anatomy, described, single_pass
+from ..result import Claim, Result, Sign, columns
+from .single_pass import Anatomy, single_pass
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Mean square over variance above which a difference of float32 sums, each right to 1e-7, is not right to 1e-4.
 WORST_RATIO = 1000.0
 Over = Literal["space", "samples"]
-CLAIMS = {
+CLAIMS: dict[str, tuple[Sign, str]] = {
     "attention": ("negative", "Attention averages feature maps: it lowers their variance."),
     "conv": ("positive", "Convolutions make feature maps diverse: they raise their variance."),
     "mlp": ("positive", "MLPs make feature maps diverse: they raise their variance."),
@@ -114,18 +114,9 @@ class Spread:
         seen = [np.concatenate(batches) for batches in self.kept]
         table = [
             row | columns("variance", mean_interval(seen[place], resamples=resamples, seed=seed))
-            for place, row in self._places()
+            for row, _, place in self.anatomy.streams()
         ]
         return Variance(model, table, self._claims(seen, resamples, seed), evidence)
-
-    def _places(self) -> Iterable[tuple[int, Row]]:
-        stem = self.anatomy.before(self.anatomy.units[0])
-        if stem is not None:
-            yield stem, {"unit": -1, "kind": "stem", "stage": 0, "module": self.anatomy.places[stem].module}
-        for unit in self.anatomy.units:
-            after = self.anatomy.after(unit)
-            if after is not None:
-                yield after, described(unit)
 
     def _claims(self, seen: list[np.ndarray], resamples: int, seed: int) -> list[Claim]:
         claims = []
@@ -137,7 +128,7 @@ class Spread:
             if len(change):
                 interval = mean_interval(change, resamples=resamples, seed=seed)
                 quantity = f"log of variance after over before, mean of {len(steps)} {kind} units (nepers)"
-                claims.append(Claim.of_sign(sign, interval, statement=statement, source="Figure 9", quantity=quantity))  # type: ignore[arg-type]
+                claims.append(Claim.of_sign(sign, interval, statement=statement, source="Figure 9", quantity=quantity))
         return claims
 
 
