@@ -168,6 +168,28 @@ def test_a_rectifier_changes_a_stream_that_was_not_rectified(images):
     assert [str(unit.after) for unit in units(model, images)] == ["first", "second"]
 
 
+def test_the_rectifier_that_the_next_block_begins_with_is_not_this_units(images):
+    """Where no skip passes it by, it alone reads the stream: as in a network without norms, before a downsampling."""
+    model = model_of(lambda self, x: self.second(self.first(x)), first=Rectifying(True), second=Rectifying(False))
+    first, second = units(model, images)
+    assert (str(first.after), first.identity) == ("first", True)
+    assert (str(second.before), second.identity) == ("second.act", False)
+    assert proofs(model, images) == [True, None]
+
+
+class Rectifying(nn.Module):
+    """A block that rectifies first; its skip is what came, or a projection of what was rectified."""
+
+    def __init__(self, identity):
+        super().__init__()
+        self.act, self.branch, self.identity = nn.ReLU(), nn.Sequential(conv(), nn.Conv2d(4, 4, 3, padding=1)), identity
+        self.down = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        out = self.act(x)
+        return (x if self.identity else self.down(out)) + self.branch(out)
+
+
 class Rectified(nn.Module):
     """ResNet's: the sum is rectified."""
 
@@ -416,8 +438,21 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, self.weight - self.weight.mean(), None, padding=1)
 
 
+class Dynamic(nn.Module):
+    """A kernel that is made for each image, as in CondConv."""
+
+    def __init__(self):
+        super().__init__()
+        self.route, self.experts = nn.Linear(4, 2), nn.Parameter(torch.randn(2, 4 * 4 * 9))
+
+    def forward(self, x):
+        kernels = self.route(x.mean((2, 3))).sigmoid() @ self.experts
+        b, c, h, w = x.shape
+        return F.conv2d(x.reshape(1, b * c, h, w), kernels.view(b * 4, 4, 3, 3), padding=1, groups=b).view(x.shape)
+
+
 KINDS = {
-    "conv": [conv(), nn.Sequential(conv(), Squeeze()), Standardised(4, 4, 3, bias=False)],
+    "conv": [conv(), Dynamic(), nn.Sequential(conv(), Squeeze()), Standardised(4, 4, 3, bias=False)],
     "attention": [Linear(), Separable(), nn.Sequential(Linear(), conv())],
     "mlp": [nn.Sequential(nn.Conv2d(4, 8, 1), nn.GELU(), nn.Conv2d(8, 4, 1)), Squeeze()],
     "blur": [Pool(), FixedBlur()],

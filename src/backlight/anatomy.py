@@ -226,7 +226,7 @@ def _residual(seen: Trace) -> list[Unit]:
     sums = _sums(seen)
     found = []
     for index, (one, stage) in enumerate(zip(sums, _stages(seen.calls[one.cut] for one in sums), strict=True)):
-        end = _rectified(seen, one.cut)
+        end = _rectified(seen, one)
         adding = [_outputs(seen, i, one.fork) or _itself(seen, i) for i in one.branches]
         found.append(
             Unit(
@@ -348,12 +348,13 @@ def _unshaped(seen: Trace, i: int) -> int:
     return i
 
 
-def _rectified(seen: Trace, cut: int) -> int:
-    """The cut itself, or the rectifier that alone reads it."""
-    match seen.readers[cut]:
-        case [reader] if seen.calls[reader].name in RECTIFIER:
+def _rectified(seen: Trace, one: _Sum) -> int:
+    """The cut itself, or the rectifier of the same block that alone reads it: not that of a block that begins with one."""
+    block = _common(seen.calls[i].module for i in (one.cut, *one.body))
+    match seen.readers[one.cut]:
+        case [reader] if seen.calls[reader].name in RECTIFIER and _common([block, seen.calls[reader].module]) == block:
             return reader
-    return cut
+    return one.cut
 
 
 def _is_rectified(seen: Trace, i: int) -> bool:
@@ -385,8 +386,12 @@ def _module(seen: Trace, body: Iterable[int]) -> str:
     """The innermost module around the calls of a branch that mix channels or places."""
     calls = [seen.calls[i] for i in body]
     mixing = [c.module for c in calls if c.product or c.kernel or c.name in {"linear", *FUSED_ATTENTION}]
-    paths = mixing or [call.module for call in calls]
-    return os.path.commonpath([path.replace(".", "/") for path in paths]).replace("/", ".") if all(paths) else ""
+    return _common(mixing or [call.module for call in calls])
+
+
+def _common(modules: Iterable[str]) -> str:
+    """The innermost module that holds all of these."""
+    return os.path.commonpath([module.replace(".", "/") for module in modules]).replace("/", ".")
 
 
 def _tap(seen: Trace, i: int) -> Tap | None:

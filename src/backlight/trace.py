@@ -39,7 +39,7 @@ class Call:
     summands: tuple[int, ...] = ()  # the two operands of a sum of equals
     product: bool = False  # sums products of two activations: by places or channels, one weights the other
     kernel: int = 0  # largest side of the window of a convolution or pooling
-    learned: bool = False  # reads a parameter
+    learned: bool = False  # reads a parameter, or a kernel made for these images
     time: int | None = None  # how many calls of this name were made before; None where a function does not return it first
     received: list[tuple[str, int]] = field(default_factory=list)  # (module, its how-manieth call in the pass)
     returned: list[tuple[str, int]] = field(default_factory=list)
@@ -251,7 +251,7 @@ class _Recorder(TorchFunctionMode):
         given = list(tensors((args, kwargs)))
         known = [t for t in given if id(t) in self.made]
         call = Call(name, module=self.running[-1] if self.running else "")
-        call.learned = any(id(t) in self.learned for t in given)
+        call.learned = any(id(t) in self.learned for t in given) or (name.startswith("conv") and len(known) > 1)
         if name == "sum":  # of products made just before
             source = self.calls[self.made[id(known[0])]]
             call.product = source.name in GATE and len(source.parents) > 1
