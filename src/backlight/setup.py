@@ -12,13 +12,13 @@ class Setup:
     """On what models are measured: the options that all analyses share."""
 
     data: str = "fashion"
-    split: str = "test"
+    split: str | None = None  # None: the test images, or training images where an analysis is about training
     limit: int | None = None
     seed: int = 0
     resamples: int = 1000
     pretrained: bool = True
     at: tuple[str, ...] = ()
-    batch_size: int = 32
+    batch_size: int | None = None  # None: as the analysis has it
     dtype: str = "float32"
     device: str = "auto"
     workers: int | None = None

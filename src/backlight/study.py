@@ -13,19 +13,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from . import analyses
 from .errors import UserError
 from .result import Result, load
 from .setup import Setup
+
+if TYPE_CHECKING:
+    from .batches import Batches
+    from .pieces import Pieces
 
 #: Wraps the data of a cell so that somebody can watch its batches go by: (data, what it is for) -> data.
 Watch = Callable[[Any, str], Any]
@@ -104,7 +109,7 @@ def _cells(
         return
     for group in groups:
         try:
-            results = _measure(name, model, watch(data, f"{name}: {', '.join(group)}"), group, setup)
+            results = _measure(name, model, data, group, setup, folder, watch)
             yield from (Cell(name, result.analysis, result) for result in results)
         except Exception as error:
             if not keep_going:
@@ -121,10 +126,10 @@ def ready(name: str, setup: Setup) -> tuple[Any, Any]:
     data = load_data(
         setup.data,
         model=model,
-        split=setup.split,
+        split=setup.split or "test",
         limit=setup.limit,
         seed=setup.seed,
-        batch_size=setup.batch_size,
+        batch_size=setup.batch_size or 32,
         workers=setup.workers,
         root=setup.data_root,
         download=setup.download,
@@ -140,17 +145,61 @@ def _sharing(asked: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Mapping[s
 
 
 def _measure(
-    name: str, model: Any, data: Iterable[Any], group: Mapping[str, Mapping[str, Any]], setup: Setup
+    name: str,
+    model: Any,
+    data: Any,
+    group: Mapping[str, Mapping[str, Any]],
+    setup: Setup,
+    folder: Path | None,
+    watch: Watch,
 ) -> Sequence[Result]:
     shared: dict[str, Any] = {"name": name, "resamples": setup.resamples, "seed": setup.seed}
+    title = f"{name}: {', '.join(group)}"
     if all(analysis in analyses.SINGLE_PASS for analysis in group):
         from .analyses.single_pass import single_pass
 
         reducers = {analyses.reducer_type(analysis): settings for analysis, settings in group.items()}
-        return single_pass(model, data, reducers, at=list(setup.at) or None, **shared)
+        return single_pass(model, watch(data, title), reducers, at=list(setup.at) or None, **shared)
     ((analysis, settings),) = group.items()
     function = getattr(import_module(f".analyses.{analysis}", __package__), analysis)
-    return [function(model, data, **settings, **shared)]
+    if analysis not in analyses.TRAINING_LOSS:
+        return [function(model, watch(data, title), **settings, **shared)]
+    batches, rest = _training_batches(model, analysis, settings, setup)
+    pieces = _pieces(folder, name, model, analysis, setup.request(analysis, settings))
+    return [function(model, batches, **rest, **shared, pieces=pieces, watch=lambda steps: watch(steps, title))]
+
+
+def _training_batches(model: Any, analysis: str, settings: Mapping[str, Any], setup: Setup) -> tuple[Batches, dict[str, Any]]:
+    """The batches that an analysis of the training loss wants, and the settings that are not about them."""
+    from .batches import draw_batches
+
+    batch_size, images = analyses.TRAINING_LOSS[analysis]
+    batches = draw_batches(
+        setup.data,
+        model=model,
+        images=setup.limit or images,
+        batch_size=setup.batch_size or batch_size,
+        augment=settings.get("augment", "paper"),
+        split=setup.split or "train",
+        seed=setup.seed,
+        root=setup.data_root,
+        download=setup.download,
+    )
+    return batches, {key: value for key, value in settings.items() if key != "augment"}
+
+
+def _pieces(folder: Path | None, name: str, model: Any, analysis: str, request: Mapping[str, Any]) -> Pieces:
+    """Where the finished pieces of a cell are kept: for this request and these weights."""
+    from .evidence import weights_sha256
+    from .pieces import Pieces
+
+    if folder is None:
+        return Pieces(None, {})
+    return Pieces(_unfinished(folder, name, analysis), {**request, "weights_sha256": weights_sha256(model)})
+
+
+def _unfinished(folder: Path, name: str, analysis: str) -> Path:
+    return folder / folder_name(name) / f".pieces-{analysis}"
 
 
 def device_named(name: str) -> Any:
@@ -228,6 +277,7 @@ def _file(folder: Path, cell: Cell, request: Mapping[str, Any]) -> None:
     failed = _read(place / "failed.json")
     if cell.result is not None:
         replace(cell.result, evidence={**cell.result.evidence, "request": dict(request)}).save(place / cell.analysis)
+        shutil.rmtree(_unfinished(folder, cell.model, cell.analysis), ignore_errors=True)
     if cell.error or cell.analysis in failed:
         failed = {name: error for name, error in failed.items() if name != cell.analysis}
         _write(place / "failed.json", failed | ({cell.analysis: cell.error} if cell.error else {}))

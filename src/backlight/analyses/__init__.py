@@ -18,6 +18,8 @@ ANALYSES = {
     "lesion": "How much worse is the model without one of its units?",
     "calibration": "How right is the model, and does it know?",
 }
+#: Those of the training loss, which want batches of augmented training images drawn once: images a batch, images in all.
+TRAINING_LOSS: dict[str, tuple[int, int]] = {}
 #: The reducers of those that only watch a forward pass and so can share one.
 SINGLE_PASS = {"fourier": "Spectra", "variance": "Spread", "calibration": "Confidence"}
 

@@ -41,9 +41,9 @@ class AlterNet(nn.Module):
 
     block: ``"bottleneck"`` (as ResNet-50) or ``"basic"`` (as ResNet-18).  stem: ``"imagenet"`` (a quarter of the
     resolution) or ``"cifar"`` (all of it).  dim: width of the first stage; each further stage halves the map and
-    doubles the width.  heads: attention heads of each stage.  window: side of the attention windows, in pixels of the
-    map.  dim_head=40 gives an attention block as many parameters as the bottleneck it replaces; the official 64
-    gives it 1.47 times as many.
+    doubles the width.  heads: attention heads of each stage, or one number for all of them.  window: side of the
+    attention windows, in pixels of the map.  dim_head=40 gives an attention block as many parameters as the bottleneck
+    it replaces; the official 64 gives it 1.47 times as many.
 
     >>> AlterNet("cc ca", dim=16, num_classes=10)(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 10])
@@ -67,7 +67,8 @@ class AlterNet(nn.Module):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
-        stages, heads = word_stages(word), (heads,) if isinstance(heads, int) else tuple(heads)
+        stages = word_stages(word)
+        heads = (heads,) * len(stages) if isinstance(heads, int) else tuple(heads)
         refuse_bad_arguments(stages, block=block, stem=stem, heads=heads, dim=dim, dim_head=dim_head, window=window)
         self.word, self.block = " ".join(stages), block
         self.num_classes, self.in_chans = num_classes, in_chans

@@ -24,8 +24,8 @@ class WindowAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.dim_head, self.window = heads, dim_head, window
-        self.qkv = nn.Conv2d(dim_in, 3 * heads * dim_head, 1, bias=False)
-        self.out = nn.Conv2d(heads * dim_head, dim_out, 1)
+        self.qkv = nn.Linear(dim_in, 3 * heads * dim_head, bias=False)
+        self.out = nn.Linear(heads * dim_head, dim_out)
         side = 2 * window - 1
         self.bias_table = nn.Parameter(torch.randn(heads if bias_per_head else 1, side, side) * 0.02)
         self.register_buffer("rel_index", relative_index(window), persistent=False)
@@ -36,15 +36,19 @@ class WindowAttention(nn.Module):
         h, w = x.shape[-2:]
         rows, columns = min(self.window, h), min(self.window, w)
         below, right = -h % rows, -w % columns
-        x = F.pad(x, (0, right, 0, below))
-        qkv = windows(self.qkv(x), rows, columns).unflatten(2, (3, self.heads, self.dim_head))
+        if below or right:
+            x = F.pad(x, (0, right, 0, below))
+        # Cut into windows first: the input is many times narrower than queries, keys and values.
+        qkv = self.qkv(windows(x, rows, columns)).unflatten(2, (3, self.heads, self.dim_head))
         q, k, v = qkv.transpose(1, 3).unbind(2)  # each (windows, heads, pixels, dim_head)
         mask = self.bias(rows, columns)
         if below or right:
             keys = windows(inside(h, w, below, right, x.device), rows, columns).transpose(1, 2)[:, None]
             mask = mask.masked_fill(~keys, float("-inf")).repeat(len(x), 1, 1, 1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype)).transpose(1, 2).flatten(2)
-        return self.out(from_windows(out, rows, columns, h + below, w + right)[..., :h, :w])
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype)).transpose(1, 2)
+        if torch.compiler.is_exporting():  # ONNX decomposes the fused kernel into one whose output lies otherwise in memory
+            out = out.clone(memory_format=torch.contiguous_format)
+        return from_windows(self.out(out.flatten(2)), rows, columns, h + below, w + right)[..., :h, :w]
 
     def bias(self, rows: int, columns: int) -> Tensor:
         """What each query adds to the logit of each key.  Shapes: () -> (1, 1 or heads, rows*columns, rows*columns)."""
@@ -78,6 +82,6 @@ def windows(x: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def from_windows(x: Tensor, rows: int, columns: int, h: int, w: int) -> Tensor:
-    """The inverse of `windows`.  Shapes: (B*n*m, rows*columns, C) -> (B, C, h, w)."""
+    """The inverse of `windows`, channels last in memory.  Shapes: (B*n*m, rows*columns, C) -> (B, C, h, w)."""
     x = x.unflatten(1, (rows, columns)).unflatten(0, (-1, h // rows, w // columns))
-    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)

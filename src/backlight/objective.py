@@ -1,0 +1,133 @@
+"""The loss that training minimises: soft-label cross-entropy on augmented batches, plus weight decay.
+
+Park & Kim, "How Do Vision Transformers Work?" (ICLR 2022), section 2, study the curvature of this loss and not of the clean
+one.  Its two parts are kept apart everywhere: weight decay is (wd/2) ||theta||^2, whose Hessian is wd times the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .errors import UserError, did_you_mean
+from .trace import evaluating, plain_attention, tensors
+
+#: Which parameters, by name and value.
+Predicate = Callable[[str, nn.Parameter], bool]
+
+#: Where batch norms take their mean and variance from.
+STATISTICS = ("running", "batch", "re-estimated")
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each image in nats.  Shapes: (B, K) and targets (B,) classes or (B, K) probabilities -> (B,)."""
+    return cross_entropy(logits, targets, reduction="none")
+
+
+def everything(name: str, parameter: nn.Parameter) -> bool:
+    """All parameters decay, biases and norms too, as in the authors' code."""
+    return True
+
+
+def weights_only(name: str, parameter: nn.Parameter) -> bool:
+    """Matrices and kernels decay, biases and norms do not, as in timm and in our own recipes."""
+    return parameter.ndim > 1
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What training minimises: the mean of ``loss`` over images, plus (weight_decay/2) ||theta||^2 over what decays.
+
+    loss: (logits, targets) -> one number an image.  statistics: ``"running"``, ``"batch"`` or ``"re-estimated"``.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor] = soft_cross_entropy
+    weight_decay: float = 0.0
+    decayed: Predicate = everything
+    statistics: str = "running"
+
+    def __post_init__(self) -> None:
+        if self.statistics not in STATISTICS:
+            known = ", ".join(STATISTICS)
+            raise UserError(f"statistics={self.statistics!r}: there are {known}{did_you_mean(self.statistics, STATISTICS)}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise UserError(f"weight_decay={self.weight_decay!r}: it must be a number and not negative")
+
+    def losses(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each image, without weight decay.  Shapes: (B, C, H, W) and targets -> (B,)."""
+        logits = next(tensors(model(images)))
+        refuse_other_targets(logits, targets)
+        found = self.loss(logits, targets)
+        if not isinstance(found, Tensor) or found.shape != (len(images),):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise UserError(
+                f"the loss must give one number an image, {len(images)} here, and gave {shape}: use reduction='none'"
+            )
+        return found
+
+    def decay(self, parameters: Mapping[str, nn.Parameter]) -> float:
+        """(weight_decay/2) ||theta||^2 of these parameters, summed in float64."""
+        squares = (p.detach().double().square().sum().item() for name, p in parameters.items() if self.decayed(name, p))
+        return self.weight_decay / 2 * sum(squares)
+
+
+@contextmanager
+def differentiable(model: nn.Module, statistics: str = "running") -> Iterator[nn.Module]:
+    """Within the block the model is one function of its weights that can be differentiated twice.
+
+    Dropout and drop path are off.  Batch norms use their running statistics, or with ``"batch"`` those of the batch; no
+    buffer changes either way.  Attention runs through the math kernel: the fused ones have no second derivative.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    tracking = [norm.track_running_stats for norm in norms]
+    with evaluating(model), plain_attention(), sdpa_kernel(SDPBackend.MATH):
+        try:
+            if statistics == "batch":
+                for norm in norms:
+                    norm.training, norm.track_running_stats = True, False
+            yield model
+        finally:
+            for norm, tracked in zip(norms, tracking, strict=True):
+                norm.track_running_stats = tracked
+
+
+@contextmanager
+def reestimated(model: nn.Module, batches: Iterable[Any]) -> Iterator[nn.Module]:
+    """Within the block running statistics are averages over these batches at the present weights; after it the old ones."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    kept = [({name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)}, norm.momentum) for norm in norms]
+    try:
+        with evaluating(model), torch.no_grad():
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.training, norm.momentum = True, None  # None: the plain average over batches
+            if norms:
+                for images, _ in batches:
+                    model(images)
+        for norm, (_, momentum) in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+        yield model
+    finally:
+        with torch.no_grad():
+            for norm, (buffers, momentum) in zip(norms, kept, strict=True):
+                norm.momentum = momentum
+                for name, buffer in buffers.items():
+                    getattr(norm, name).copy_(buffer)
+
+
+def refuse_other_targets(logits: Tensor, targets: Tensor) -> None:
+    """Errors: UserError where targets are classes or probabilities that these logits do not have."""
+    if logits.ndim != 2:
+        raise UserError(f"the model gives {tuple(logits.shape)} and not one row of logits an image, so it has no loss here")
+    if targets.ndim == 2 and targets.shape[1] != logits.shape[1]:
+        raise UserError(f"the model tells {logits.shape[1]} classes apart and the targets are of {targets.shape[1]}")
+    if targets.ndim == 1 and len(targets) and int(targets.max()) >= logits.shape[1]:
+        raise UserError(f"the model tells {logits.shape[1]} classes apart and a label is {int(targets.max())}")

@@ -1,0 +1,187 @@
+"""The training loss is one fixed function of the weights: against closed forms, by hand, and by its laws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from backlight.batches import AUGMENTATIONS, Augmentation, draw_batches
+from backlight.errors import UserError
+from backlight.models.zoo import load_model
+from backlight.objective import Objective, differentiable, reestimated, soft_cross_entropy, weights_only
+from backlight.pieces import Pieces
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(4 * 36, 3)
+    ).double()
+
+
+def images(n: int = 6) -> torch.Tensor:
+    return torch.randn(n, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_soft_cross_entropy_is_the_sum_by_hand() -> None:
+    logits = torch.tensor([[1.0, 2.0, 0.5], [0.0, 0.0, 3.0]], dtype=torch.float64)
+    targets = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]], dtype=torch.float64)
+    z = logits.numpy()
+    logs = z - np.log(np.exp(z).sum(1, keepdims=True))
+    assert np.allclose(soft_cross_entropy(logits, targets).numpy(), -(targets.numpy() * logs).sum(1), rtol=1e-14)
+    hard = torch.tensor([2, 0])
+    assert torch.equal(soft_cross_entropy(logits, hard), soft_cross_entropy(logits, F.one_hot(hard, 3).double()))
+
+
+def test_weight_decay_is_half_its_rate_times_the_squared_norm() -> None:
+    model = small()
+    named = dict(model.named_parameters())
+    every = Objective(weight_decay=0.1).decay(named)
+    assert every == pytest.approx(0.05 * sum((p**2).sum().item() for p in named.values()), rel=1e-12)
+    kernels = Objective(weight_decay=0.1, decayed=weights_only).decay(named)
+    assert kernels == pytest.approx(0.05 * sum((p**2).sum().item() for p in (model[0].weight, model[5].weight)), rel=1e-12)
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_the_model_is_a_function_and_stays_as_it_was(statistics: str) -> None:
+    model = small().train()
+    model[4].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    x = images()
+    with differentiable(model, statistics):
+        first, second = model(x), model(x)
+        stream = model[0](x)
+        mean, var = (stream.mean((0, 2, 3)), stream.var((0, 2, 3), unbiased=False))
+        if statistics == "running":
+            mean, var = model[1].running_mean, model[1].running_var
+        expected = F.batch_norm(stream, mean.detach(), var.detach(), model[1].weight, model[1].bias)
+    assert torch.equal(first, second), "no dropout"
+    assert torch.allclose(first, model[5](expected.relu().flatten(1)), atol=1e-12)
+    assert [module.training for module in model.modules()] == modes
+    assert model[1].track_running_stats
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_running_statistics_are_averaged_over_the_batches_and_put_back() -> None:
+    model, first, second = small(), images(6), 2 * images(6) + 1
+    model[1].running_mean += 7
+    before = model[1].running_mean.clone()
+    with reestimated(model, [(first, None), (second, None)]), torch.no_grad():
+        means = [model[0](x).mean((0, 2, 3)) for x in (first, second)]
+        assert torch.allclose(model[1].running_mean, (means[0] + means[1]) / 2)
+    assert torch.equal(model[1].running_mean, before)
+    assert model[1].momentum == 0.1
+
+
+@pytest.mark.parametrize(
+    ("objective", "targets", "sentence"),
+    [
+        (Objective(loss=F.cross_entropy), torch.tensor([0, 1, 2, 0, 1, 2]), "reduction='none'"),
+        (Objective(), torch.full((6, 4), 0.25, dtype=torch.float64), "3 classes apart and the targets are of 4"),
+        (Objective(), torch.tensor([0, 1, 2, 0, 1, 3]), "a label is 3"),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_refused(objective: Objective, targets: torch.Tensor, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        objective.losses(small(), images(), targets)
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(UserError, match="did you mean running"):
+        Objective(statistics="runing")
+    with pytest.raises(UserError, match="weight_decay"):
+        Objective(weight_decay=-1)
+
+
+# --- batches
+
+
+MODEL = "word:cc ca?dim=4&heads=1&stem=cifar&in_chans=1&img_size=28"
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return load_model(MODEL, pretrained=False, num_classes=10)
+
+
+def test_batches_are_the_same_for_a_seed_and_leave_the_generators_alone(model: nn.Module) -> None:
+    torch.manual_seed(5)
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    one, same, other = (draw_batches("fashion", model=model, images=48, batch_size=16, seed=s) for s in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+    assert (len(one), one.images) == (3, 48)
+    for (x, y), (x2, y2), (x3, _) in zip(one, same, other, strict=True):
+        assert torch.equal(x, x2)
+        assert torch.equal(y, y2)
+        assert not torch.equal(x, x3)
+        assert x.shape == (16, 1, 28, 28)
+        assert torch.allclose(y.sum(1), torch.ones(16)), "soft targets are probabilities"
+    assert list(one) == list(one), "a second pass gives the very same tensors"
+    assert one.evidence["augmentation"]["mixup"] == 1.0
+
+
+def test_label_smoothing_and_mixing_show_in_the_targets(model: nn.Module) -> None:
+    smooth = Augmentation(rand_augment="", mixup=0, cutmix=0, label_smoothing=0.1)
+    (_, targets), *_ = draw_batches("fashion", model=model, images=32, batch_size=32, augment=smooth)
+    assert torch.allclose(targets.max(1).values, torch.tensor(0.91))
+    (_, mixed), *_ = draw_batches("fashion", model=model, images=32, batch_size=32)
+    assert ((mixed > 0.02).sum(1) == 2).any(), "two classes in one image"
+
+
+def test_without_augmentation_the_images_are_those_of_a_test(model: nn.Module) -> None:
+    from backlight import load_data
+
+    drawn = draw_batches("fashion", model=model, images=20, batch_size=10, augment="none", split="test")
+    plain = load_data("fashion", model=model, split="test", limit=20, batch_size=20)
+    ((expected, labels),) = list(plain)
+    found = torch.cat([x for x, _ in drawn])
+    order = [next(i for i in range(20) if torch.equal(x, expected[i])) for x in found]
+    assert sorted(order) == list(range(20))
+    assert order != sorted(order), "shuffled"
+    assert torch.equal(torch.cat([y for _, y in drawn]), labels[order])
+
+
+def test_large_images_are_cropped_and_resized_and_colours_kept() -> None:
+    coloured = load_model("word:cc?dim=4&stem=cifar&img_size=24", pretrained=False, num_classes=10)
+    ((x, _),) = draw_batches("fashion", model=coloured, images=4, batch_size=4, augment="crop")
+    assert x.shape == (4, 3, 24, 24)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"images": 0}, "images must be at least 1"),
+        ({"images": 8, "batch_size": 3}, "mixed in pairs"),
+        ({"images": 8, "batch_size": 4, "augment": "papper"}, "did you mean paper"),
+        ({"images": 2, "batch_size": 4}, "fewer than a batch of 4"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(model: nn.Module, settings: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        draw_batches("fashion", model=model, **settings)
+
+
+def test_the_paper_augments_as_its_configuration_says() -> None:
+    assert AUGMENTATIONS["paper"] == Augmentation(4, True, "rand-m9-n2-mstd1.0", 1.0, 0.8, 0.1)
+
+
+# --- pieces
+
+
+def test_pieces_are_kept_for_the_same_request_only(tmp_path) -> None:
+    pieces = Pieces(tmp_path / "p", {"seed": 0})
+    assert pieces.get("a") is None
+    pieces.put("a", {"x": np.arange(3.0)})
+    assert np.array_equal(Pieces(tmp_path / "p", {"seed": 0}).get("a")["x"], np.arange(3.0))
+    (next((tmp_path / "p").glob("*/a.safetensors"))).write_bytes(b"half")
+    assert Pieces(tmp_path / "p", {"seed": 0}).get("a") is None, "a spoilt piece is computed again"
+    assert Pieces(tmp_path / "p", {"seed": 1}).get("a") is None
+    assert not list((tmp_path / "p").glob("*/a.safetensors"))
+    nothing = Pieces(None, {})
+    nothing.put("a", {"x": np.arange(3.0)})
+    assert nothing.get("a") is None
