@@ -51,10 +51,10 @@ SHARED = {
     "data": Annotated[str, typer.Option(help="A data set by name, or a folder; see: backlight data --help.")],
     "data_root": Annotated[str | None, typer.Option(metavar="DIR", help="Where named data sets lie.")],
     "download": Annotated[bool, typer.Option("--download", help="Allow downloading the data.")],
-    "split": Annotated[str, typer.Option(help="train or test.")],
+    "split": Annotated[str | None, typer.Option(help="train or test; default: what the analysis is about.")],
     "limit": Annotated[int | None, typer.Option(min=1, metavar="N", help="A stratified subset of N images.")],
     "seed": Annotated[int, typer.Option(min=0, help="For subset, bootstrap and random weights.")],
-    "batch_size": Annotated[int, typer.Option(min=1)],
+    "batch_size": Annotated[int | None, typer.Option(min=1)],
     "device": Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")],
     "dtype": Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")],
     "workers": Annotated[int | None, typer.Option(min=0, help="Processes that decode images.")],
@@ -376,12 +376,67 @@ def train_command(
     print(out)
 
 
+@app.command(
+    "hybridize",
+    help="Put attention in the place of convolutions and save the model where the zoo finds it again.\n\n"
+    "Example: backlight hybridize resnet50 --units 6,15 --out runs/hybrid",
+)
+def hybridize_command(
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder that will hold the model.")],
+    units: Annotated[str | None, typer.Option(metavar="N,N,...", help="Numbers of units; see: backlight units MODEL.")] = None,
+    to: Annotated[str, typer.Option(help="attention, convolution or blur.")] = "attention",
+    window: Annotated[int, typer.Option(min=1, help="Side of the attention windows.")] = 7,
+    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads; default: by the width.")] = None,
+    match_parameters: Annotated[
+        bool, typer.Option("--match-parameters", help="Attention with as many parameters as the branch it can replace.")
+    ] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Take the old branches out, instead of a gate at 0.")] = False,
+    smooth: Annotated[bool, typer.Option("--smooth", help="Blur the stream at the end of each stage.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the new weights.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is there.")] = False,
+    pretrained: Pretrained = True,
+) -> None:
+    from .anatomy import spell
+    from .anatomy import units as units_of
+    from .models import surgery
+    from .models.saved import describe, saved_folder
+    from .models.zoo import save_model
+    from .result import refuse_unwritable, writing
+
+    chosen = whole_numbers(units) if units is not None else []
+    if not chosen and not smooth:
+        raise UserError("nothing to do: say which units with --units N,N,..., or --smooth")
+    if drop and not chosen:
+        raise UserError("--drop takes out the old branches of --units, and none are given")
+    if (out / "model.json").exists() and not overwrite:
+        raise UserError(f"{out} holds a model already: choose another --out, or --overwrite")
+    refuse_unwritable(out)
+    network, images, found = anatomy_of(model, pretrained)
+    hybrid = network
+    if chosen:
+        settings: dict[str, Any] = {"to": to, "heads": heads, "window": window, "match_parameters": match_parameters}
+        hybrid = surgery.hybridize(hybrid, images, chosen, **settings, seed=seed)
+    if drop:
+        hybrid = surgery.drop_original(hybrid, images)
+    if smooth:
+        hybrid = surgery.smooth(hybrid, images)
+    classes = describe(source).get("classes") if (source := saved_folder(model)) else None
+    with writing(out) as draft:
+        save_model(hybrid, draft, spec=model, num_classes=getattr(hybrid, "num_classes", None), classes=classes)
+    rows = [
+        {"model": name, "word": spell(its), "parameters": sum(weights.numel() for weights in one.parameters())}
+        for name, one, its in ((model, network, found), (str(out), hybrid, units_of(hybrid, images)))
+    ]
+    print_table(rows)
+
+
 # --- what there is
 
 
 @app.command(
     "models",
-    help="The models that can be named.\n\n"
+    help="The models that can be named; of ours, what they cost: parameters, and multiply-accumulates of one image.\n\n"
     "MODEL is a timm name (ours included), NAME?img_size=32&patch_size=4, torchvision:NAME, hf:ORG/NAME, "
     "official:PATH.pth.tar, a folder that train wrote, package.module:factory or file.py:factory, or word:ccc cca.\n\n"
     "Example: backlight models 'resnet*'",
@@ -389,13 +444,16 @@ def train_command(
 def models_command(
     pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern.")] = "", as_json: AsJson = False
 ) -> None:
-    from .models.zoo import list_names
+    from .models.zoo import costs, list_names
 
     found = list_names(pattern)
-    if as_json:
-        print_json(found)
-        return
-    print_csv([{"source": source, "model": name} for source, names in found.items() for name in names])
+    unknown = {"input": "", "parameters": "", "macs": ""}
+    rows = [
+        {"source": source, "model": name} | (costs(name) if source == "ours" else unknown)
+        for source, names in found.items()
+        for name in names
+    ]
+    print_json(rows) if as_json else print_csv(rows)
 
 
 @app.command("data", help="The data sets that can be named.\n\nExample: backlight data")
@@ -524,6 +582,18 @@ def repeated(argv: Sequence[str]) -> Iterator[str]:
         else:
             fresh = False
         yield word
+
+
+def whole_numbers(text: str) -> list[int]:
+    """The numbers in a list with commas.
+
+    >>> whole_numbers("3, 7")
+    [3, 7]
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{text!r} is no list of unit numbers such as 3,7") from error
 
 
 def read_plan(

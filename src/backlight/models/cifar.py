@@ -28,9 +28,11 @@ class CifarResNet(ResNet):
 
     def __init__(self, *, in_chans: int = 3, **arguments: Any) -> None:
         super().__init__(in_chans=in_chans, **arguments)
-        self.conv1 = conv3x3(in_chans, self.conv1.out_channels)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.maxpool = nn.Identity()
+        stem: nn.Conv2d = self.get_submodule("conv1")  # type: ignore[assignment]
+        conv = conv3x3(in_chans, stem.out_channels)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        self.add_module("conv1", conv)
+        self.add_module("maxpool", nn.Identity())
         for stage, info in enumerate(self.feature_info):
             info["reduction"] = max(1, 2 ** (stage - 1))
 

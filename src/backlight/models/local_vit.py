@@ -28,7 +28,9 @@ class NeighbourAttention(Attention):
     kernel: int
     size: tuple[int, int]  # h and w
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if attn_mask is not None or is_causal:
+            raise ValueError("a neighbourhood is the only mask that NeighbourAttention knows")
         b, n, c = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.unbind(2)
@@ -63,8 +65,9 @@ class LocalViT(VisionTransformer):
             arguments["attn_layer"] = NeighbourAttention
         super().__init__(**arguments)
         self.kernel = kernel
-        for block in self.blocks if kernel is not None else ():
-            block.attn.kernel, block.attn.size = kernel, self.patch_embed.grid_size
+        for module in self.modules():
+            if kernel is not None and isinstance(module, NeighbourAttention):
+                module.kernel, module.size = kernel, self.patch_embed.grid_size
 
 
 LOCAL_VIT_TI: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}

@@ -67,13 +67,13 @@ def official_model(state: State, *, weights: bool = True) -> nn.Module:
 
 def preprocessing(model: Any) -> dict[str, Any]:
     """What the authors' configurations say for images of this size and this number of classes."""
-    if isinstance(model, AlterNet):
-        side, in_chans = 32 if model.feature_info[0]["reduction"] == 1 else 224, model.in_chans
-    elif isinstance(model, ResNet):
-        side, in_chans = 32 if isinstance(model, CifarResNet) else 224, model.conv1.in_channels
+    in_chans = model.conv1.in_channels if isinstance(model, ResNet) else model.in_chans
+    if isinstance(model, AlterNet | ResNet):
+        small = isinstance(model, CifarResNet) or (isinstance(model, AlterNet) and model.feature_info[0]["reduction"] == 1)
+        side = 32 if small else 224
     else:
-        side, in_chans = model.patch_embed.img_size[0], model.in_chans
-    base = IMAGENET if side > 64 else CIFAR_10 if model.num_classes == 10 else CIFAR_100
+        side = model.patch_embed.img_size[0]
+    base: dict[str, Any] = IMAGENET if side > 64 else CIFAR_10 if model.num_classes == 10 else CIFAR_100
     layers = {} if isinstance(model, AlterNet) else {"first_conv": None, "classifier": None}  # of AlterNet, in the base
     return base | layers | {"input_size": (in_chans, side, side), "num_classes": model.num_classes}
 
@@ -157,11 +157,11 @@ def resnet(state: State) -> ResNet:
     stages = range(1, 5)
     ends = [state[f"layer{stage}.0.conv{3 if bottleneck else 2}.0.weight"] for stage in stages]
     channels = [len(end) // (4 if bottleneck else 1) for end in ends]
-    make = ResNet if stem.shape[2] == 7 else CifarResNet
+    make: Any = ResNet if stem.shape[2] == 7 else CifarResNet
     return make(
         block=Bottleneck if bottleneck else BasicBlock,
         layers=tuple(sum(s == stage for s, _ in blocks) for stage in stages),
-        channels=channels,
+        channels=tuple(channels),
         cardinality=groups,
         base_width=64 * width // (groups * channels[0]) if bottleneck else 64,
         num_classes=len(dense),

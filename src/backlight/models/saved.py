@@ -19,6 +19,7 @@ from torch import nn
 
 from ..errors import Unavailable, UserError
 from .preprocessing import preprocessing_of
+from .surgery import surgery_of
 
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -39,6 +40,7 @@ def save_model(
 
     spec: how `load_model` builds the model.  preprocessing: input_size, mean, std, ... as timm calls them; those of
     the model's ``pretrained_cfg`` where None.  classes: the names of the labels.  more: whatever else JSON can hold.
+    What `hybridize` and its like did to the model is written down too, and done again when it is loaded.
     """
     folder = Path(folder)
     if source := saved_folder(spec):  # fine-tuned from a folder: the new one must stand without it
@@ -52,6 +54,7 @@ def save_model(
         "num_classes": num_classes,
         "preprocessing": {name: preprocessing[name] for name in PREPROCESSING if name in preprocessing},
         "classes": None if classes is None else list(classes),
+        **({"surgery": surgery} if (surgery := surgery_of(model)) else {}),
         "sha256": hashlib.sha256(weights).hexdigest(),
         **more,
     }

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -22,16 +23,18 @@ from torch import nn
 
 from ..errors import Unavailable, UserError, did_you_mean
 from .alternet import CIFAR_100, IMAGENET, AlterNet
+from .cost import macs, parameters
 from .factory import from_factory
 from .hub import fetching, hub_or_cache, refuse_unreachable
 from .hugging_face import from_hugging_face
-from .official import alternet_from, official_arguments
+from .official import official_model
 from .preprocessing import preprocessing_of, resized, with_preprocessing
 from .saved import bundled_names, describe, load_weights, save_model, saved_folder
 from .spelling import Spelling, blaming_arguments, parse
+from .surgery import operated
 from .torchvision_models import from_torchvision, torchvision_names
 
-__all__ = ["list_names", "load_model", "save_model"]
+__all__ = ["costs", "list_names", "load_model", "save_model"]
 
 RANDOM = "use --no-pretrained for random weights"
 
@@ -70,6 +73,14 @@ def list_names(pattern: str = "") -> dict[str, list[str]]:
         "torchvision": [f"torchvision:{name}" for name in torchvision_names()],
     }
     return {source: [name for name in known if fnmatch.fnmatch(name, wanted)] for source, known in names.items()}
+
+
+def costs(name: str) -> dict[str, Any]:
+    """What one of our registered models costs, by its default configuration and without making its weights."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    size = preprocessing_of(model)["input_size"]
+    return {"input": " ".join(map(str, size)), "parameters": parameters(model), "macs": macs(model, size)}
 
 
 def built(spelling: Spelling, *, pretrained: bool, num_classes: int | None) -> nn.Module:
@@ -129,6 +140,10 @@ def from_folder(spelling: Spelling, folder: Path, *, pretrained: bool, num_class
         raise UserError(f"{folder / 'model.json'} names another folder, {origin}, and no model")
     classes = description["num_classes"] if num_classes is None else num_classes
     model = built(origin, pretrained=False, num_classes=classes)
+    try:
+        model = operated(model, description.get("surgery", []))
+    except UserError as error:
+        raise UserError(f"{folder / 'model.json'}: {error}") from error
     if pretrained:
         load_weights(model, folder, new_head=classes != description["num_classes"])
     told = {name: tuple(x) if isinstance(x, list) else x for name, x in description.get("preprocessing", {}).items()}
@@ -150,7 +165,7 @@ def from_word(spelling: Spelling, *, pretrained: bool, num_classes: int | None) 
 
 
 def from_official(spelling: Spelling, *, pretrained: bool, num_classes: int | None) -> nn.Module:
-    """The AlterNet in a checkpoint of the authors' repository; its file may hold tensors and nothing else."""
+    """The model in a checkpoint of the authors' repository; its file may hold tensors and nothing else."""
     if spelling.arguments:
         raise UserError(f"a checkpoint takes no arguments: {spelling} says itself what it is")
     try:
@@ -162,13 +177,12 @@ def from_official(spelling: Spelling, *, pretrained: bool, num_classes: int | No
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
     tensors = {str(n).removeprefix("module."): value for n, value in state.items() if isinstance(value, torch.Tensor)}
     try:
-        model = alternet_from(tensors) if pretrained else AlterNet(**official_arguments(tensors))
+        model = official_model(tensors, weights=pretrained)
     except UserError as error:
         raise UserError(f"{spelling.name} is {error}") from error
     if num_classes not in (None, model.num_classes):
-        model.reset_classifier(num_classes)
-    base = CIFAR_100 if model.feature_info[0]["reduction"] == 1 else IMAGENET
-    return with_preprocessing(model, base | {"num_classes": model.num_classes})
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+    return with_preprocessing(model, preprocessing_of(model) | {"num_classes": model.num_classes})
 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
