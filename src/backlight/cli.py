@@ -20,7 +20,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from . import __version__
-from .analyses import ANALYSES
+from .analyses import ANALYSES, BY_DEFAULT
 from .errors import UserError, did_you_mean
 from .setup import Setup
 
@@ -45,6 +45,11 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results ma
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Save rows, figure and evidence here; a re-run goes on.")]
 Pretrained = Annotated[bool, typer.Option(help="The trained weights, or random ones.")]
 Places = Annotated[list[str] | None, typer.Option(metavar="MODULE", help="Read this module instead of units; repeatable.")]
+
+WeightDecay = Annotated[float, typer.Option(min=0, help="Of the training loss.")]
+Statistics = Annotated[str, typer.Option(help="Of batch norms: running, batch or re-estimated.")]
+Augment = Annotated[str, typer.Option(help="Of the training images: paper, crop or none.")]
+Snapshots = Annotated[list[str] | None, typer.Option(metavar="MODEL...", help="Earlier moments of training, in order.")]
 
 #: The options that all analyses share; their defaults are the library's.
 SHARED = {
@@ -164,6 +169,64 @@ def calibration_command(
     measure("calibration", {"bins": bins}, models, setup, out, overwrite, as_json, quiet)
 
 
+@analysis("landscape", "demo-cnn demo-vit --data fashion --grid 11 --limit 128 --out runs")
+@shares_options
+def landscape_command(
+    setup: Setup,
+    models: Models,
+    *,
+    grid: Annotated[int, typer.Option(min=3, help="Points along each direction; odd.")] = 21,
+    radius: Annotated[float, typer.Option(help="How far to go, in units of the directions.")] = 1.0,
+    dimensions: Annotated[int, typer.Option(min=1, max=2, help="A line or a plane.")] = 2,
+    directions: Annotated[str, typer.Option(help="random, eigenvectors or path.")] = "random",
+    snapshots: Snapshots = None,
+    normalise: Annotated[str | None, typer.Option(help="filter or none; default: filter for random directions.")] = None,
+    weight_decay: WeightDecay = 0.05,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    statistics: Statistics = "running",
+    augment: Augment = "paper",
+    paper: Annotated[bool, typer.Option("--paper", help="The authors' normalisation and weight decay.")] = False,
+    vtp: Annotated[bool, typer.Option("--vtp", help="With --out: the surface for ParaView, too.")] = False,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    if vtp and out is None:
+        raise UserError("--vtp writes the surface beside the results: say where with --out DIR")
+    settings = {"grid": grid, "radius": radius, "dimensions": dimensions, "directions": directions, "normalise": normalise}
+    settings |= {"weight_decay": weight_decay, "precision": precision, "statistics": statistics, "augment": augment}
+    settings |= {"paper": paper, "snapshots": snapshots or []}
+    results = measure("landscape", settings, models, setup, out, overwrite, as_json, quiet)
+    if vtp and out is not None:
+        from .study import folder_name
+        from .vtp import write_vtp
+
+        for result in results:
+            write_vtp(result, out / folder_name(result.model) / "landscape" / "landscape.vtp")
+
+
+@analysis("trajectory", "runs/mine --snapshots runs/mine-1 runs/mine-10 --data fashion --out runs")
+@shares_options
+def trajectory_command(
+    setup: Setup,
+    models: Models,
+    *,
+    snapshots: Snapshots = None,
+    grid: Annotated[int, typer.Option(min=0, help="Points along each axis of the loss surface in the plane; 0: none.")] = 0,
+    weight_decay: WeightDecay = 0.05,
+    statistics: Statistics = "running",
+    augment: Augment = "paper",
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    settings: dict[str, Any] = {"snapshots": snapshots or [], "grid": grid, "weight_decay": weight_decay}
+    settings |= {"statistics": statistics, "augment": augment}
+    measure("trajectory", settings, models, setup, out, overwrite, as_json, quiet)
+
+
 def measure(
     name: str,
     settings: Mapping[str, Any],
@@ -173,8 +236,8 @@ def measure(
     overwrite: bool,
     as_json: bool,
     quiet: bool,
-) -> None:
-    """Run one analysis of each model and print its rows."""
+) -> list[Any]:
+    """Run one analysis of each model and print its rows; the results."""
     from .study import run_study
 
     cells = run_study(models, {name: settings}, setup, out, keep_going=False, overwrite=overwrite, watch=watching(quiet))
@@ -184,6 +247,7 @@ def measure(
         print_json([{key: getattr(r, key) for key in keys} | {"rows": r.rows()} for r in results])
     else:
         print_csv([row for result in results for row in result.rows()])
+    return results
 
 
 # --- models x analyses
@@ -199,7 +263,9 @@ def study_command(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A TOML file with the same words as the flags.")] = None,
     *,
     models: Annotated[list[str] | None, typer.Option(metavar="MODEL...")] = None,
-    analyses: Annotated[list[str] | None, typer.Option(metavar="ANALYSIS...", help="Default: all.")] = None,
+    analyses: Annotated[
+        list[str] | None, typer.Option(metavar="ANALYSIS...", help="Default: all that look at test images.")
+    ] = None,
     at: Places = None,
     out: Out = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and stop.")] = False,
@@ -214,7 +280,7 @@ def study_command(
         raise UserError("a study needs models: --models NAME NAME ...")
     if out is None:
         raise UserError("a study needs a folder for its results: --out DIR")
-    asked: dict[str, dict[str, Any]] = {name: {} for name in analyses or ANALYSES}
+    asked: dict[str, dict[str, Any]] = {name: {} for name in analyses or BY_DEFAULT}
     for name in asked:
         if name not in ANALYSES:
             raise UserError(f"no analysis is called {name!r}{did_you_mean(name, ANALYSES)}")
@@ -259,7 +325,8 @@ def demo_command(
     models = list_names()["demo"]
     for model in models:
         print(f"{model}: {summary_of(model)}", flush=True)
-    asked: dict[str, dict[str, Any]] = {name: {} for name in ANALYSES}
+    asked: dict[str, dict[str, Any]] = {name: {} for name in BY_DEFAULT}
+    asked["landscape"] = {"grid": 11, "batches": 1}
     for cell in run_study(models, asked, Setup(limit=limit), out, keep_going=False, watch=watching(quiet)):
         if not quiet:
             say(f"{cell.model} {cell.analysis}: {'there already' if cell.skipped else 'done'}")
@@ -576,7 +643,7 @@ def repeated(argv: Sequence[str]) -> Iterator[str]:
     fresh = False
     for word in argv:
         if word.startswith("-"):
-            option, fresh = (word, True) if word in ("--models", "--analyses") else (None, False)
+            option, fresh = (word, True) if word in ("--models", "--analyses", "--snapshots") else (None, False)
         elif option and not fresh:
             yield option
         else:

@@ -16,6 +16,7 @@ class Watched:
 
     def __init__(self, data: Any, what: str) -> None:
         self.data, self.what = data, what
+        self.unit = "steps" if isinstance(data, list) else "batches"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.data, name)
@@ -24,7 +25,7 @@ class Watched:
         return len(self.data)
 
     def __iter__(self) -> Iterator[Any]:
-        return _bar(self.data, self.what) if sys.stderr.isatty() else _lines(self.data, self.what)
+        return _bar(self.data, self.what) if sys.stderr.isatty() else _lines(self.data, self.what, self.unit)
 
 
 def _bar(data: Any, what: str) -> Iterator[Any]:
@@ -53,17 +54,19 @@ def _bar(data: Any, what: str) -> Iterator[Any]:
             progress.advance(task)
 
 
-def _lines(data: Any, what: str) -> Iterator[Any]:
+def _lines(data: Any, what: str, unit: str) -> Iterator[Any]:
     started = said = time.monotonic()
     total = len(data)
+    if unit == "steps" and total:  # long ones
+        print(f"{what}: {total} steps", file=sys.stderr, flush=True)
     for done, batch in enumerate(data, 1):
         yield batch
         now = time.monotonic()
         if now - said > PAUSE and done < total:
             said = now
             left = (now - started) / done * (total - done)
-            print(f"{what}: {done} of {total} batches, {clock(left)} left", file=sys.stderr, flush=True)
-    print(f"{what}: {total} batches in {clock(time.monotonic() - started)}", file=sys.stderr, flush=True)
+            print(f"{what}: {done} of {total} {unit}, {clock(left)} left", file=sys.stderr, flush=True)
+    print(f"{what}: {total} {unit} in {clock(time.monotonic() - started)}", file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:

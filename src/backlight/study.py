@@ -164,28 +164,46 @@ def _measure(
     function = getattr(import_module(f".analyses.{analysis}", __package__), analysis)
     if analysis not in analyses.TRAINING_LOSS:
         return [function(model, watch(data, title), **settings, **shared)]
-    batches, rest = _training_batches(model, analysis, settings, setup)
+    module = import_module(f".analyses.{analysis}", __package__)
+    batches = _training_batches(model, analysis, settings, setup)
+    rest = {key: value for key, value in settings.items() if key not in ("augment", "batches")}
+    if "snapshots" in rest:
+        rest["snapshots"] = [_snapshot(snapshot, setup) for snapshot in rest["snapshots"]]
+    if hasattr(module, "plan"):
+        title += f" ({module.plan(model, batches, **rest)})"
     pieces = _pieces(folder, name, model, analysis, setup.request(analysis, settings))
     return [function(model, batches, **rest, **shared, pieces=pieces, watch=lambda steps: watch(steps, title))]
 
 
-def _training_batches(model: Any, analysis: str, settings: Mapping[str, Any], setup: Setup) -> tuple[Batches, dict[str, Any]]:
-    """The batches that an analysis of the training loss wants, and the settings that are not about them."""
+def _training_batches(model: Any, analysis: str, settings: Mapping[str, Any], setup: Setup) -> Batches:
+    """The batches that an analysis of the training loss wants: so many, or so many images."""
     from .batches import draw_batches
 
     batch_size, images = analyses.TRAINING_LOSS[analysis]
-    batches = draw_batches(
+    batch_size = setup.batch_size or batch_size
+    if batches := settings.get("batches"):
+        images = batches * batch_size
+    elif setup.limit:
+        images = setup.limit
+        batch_size = min(batch_size, setup.limit)
+    return draw_batches(
         setup.data,
         model=model,
-        images=setup.limit or images,
-        batch_size=setup.batch_size or batch_size,
+        images=images,
+        batch_size=batch_size,
         augment=settings.get("augment", "paper"),
         split=setup.split or "train",
         seed=setup.seed,
         root=setup.data_root,
         download=setup.download,
     )
-    return batches, {key: value for key, value in settings.items() if key != "augment"}
+
+
+def _snapshot(name: str, setup: Setup) -> dict[str, Any]:
+    """The weights of an earlier moment of training, which are a model of their own."""
+    from .models.zoo import load_model
+
+    return load_model(name, pretrained=setup.pretrained, seed=setup.seed).state_dict()
 
 
 def _pieces(folder: Path | None, name: str, model: Any, analysis: str, request: Mapping[str, Any]) -> Pieces:

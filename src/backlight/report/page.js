@@ -155,6 +155,44 @@
     return layout;
   }
 
+  // --- surfaces
+
+  const PLASMA = [[0, "#0d0887"], [0.25, "#7e03a8"], [0.5, "#cc4778"], [0.75, "#f89540"], [1, "#f0f921"]];
+
+  /** Rows of (x, y, column) as a picture: the column, and how far it lies above its lowest point. */
+  function relief(rows, column) {
+    const axis = (name) => [...new Set(rows.map((row) => row[name]))].sort((a, b) => a - b);
+    const x = axis("x"), y = axis("y");
+    const z = y.map(() => x.map(() => null));
+    for (const row of rows) z[y.indexOf(row.y)][x.indexOf(row.x)] = row[column];
+    const least = Math.min(...z.flat().filter((value) => value !== null));
+    return { x, y, z, risen: z.map((row) => row.map((value) => (value === null ? null : value - least))) };
+  }
+
+  const highest = (lands) => Math.max(1e-12, ...lands.flatMap(({ risen }) => risen.flat()).filter((value) => value !== null));
+  const landed = (model, x, y, value) => `<b>${plain(model.name)}</b><br>at ${figure(x)}, ${figure(y)}<br>${figure(value)}`;
+
+  /** Numbers against ``at`` with their intervals as bands, a line a model, or one a model and value of ``by``. */
+  function bands(chart, shown, colours, width, room, by, across) {
+    const data = [], front = [];
+    for (const model of shown) {
+      for (const rows of by ? grouped(rowsOf(chart.table, model), by) : [rowsOf(chart.table, model)]) {
+        const at = pick(rows, "at", 1), value = pick(rows, chart.y, chart.scale), colour = colours.model(model);
+        const [low, high] = ["_low", "_high"].map((end) => pick(rows, chart.y + end, chart.scale).map((x, i) => x ?? value[i]));
+        const dash = by ? (rows[0][by] === 1 ? "solid" : "dash") : model.dash, name = by ? `${by} ${rows[0][by]}` : "";
+        data.push({ ...QUIET, x: [...at, ...[...at].reverse()], y: [...high, ...low.reverse()], mode: "lines", line: { width: 0 }, fill: "toself", fillcolor: faint(colour, 0.16) });
+        front.push({
+          ...INFO, x: at, y: value, mode: by ? "lines" : "lines+markers", line: { color: colour, width: 2, dash }, marker: { color: colour, size: 7 },
+          text: rows.map((row, i) => `<b>${plain(model.name)}</b><br>${name} at ${figure(row.at)}<br>${figure(value[i])} [${figure(low.at(-1 - i))}, ${figure(high[i])}]`),
+        });
+      }
+    }
+    const layout = sheet(colours, width, room || Math.round(Math.min(430, Math.max(300, width * 0.6))));
+    layout.xaxis = axis(colours, { title: heading(across), zeroline: false });
+    layout.yaxis = axis(colours, { rangemode: "tozero" });
+    return { data: [...data, ...front], layout };
+  }
+
   // --- a function a kind of chart: (chart, its models, colours, width, room) -> what Plotly draws
 
   const CHARTS = {
@@ -252,6 +290,82 @@
       const layout = sheet(colours, width, room || Math.min(width, 440));
       layout.xaxis = axis(colours, { title: heading("Confidence"), range: [-0.02, 1.02], zeroline: false });
       layout.yaxis = axis(colours, { range: [-0.03, 1.03], zeroline: false });
+      return { data, layout };
+    },
+
+    /** A surface over a plane, a scene a model that turns with the pointer, on one scale. */
+    surface(chart, shown, colours, width) {
+      const lands = shown.map((model) => relief(rowsOf(chart.table, model), chart.y)), most = highest(lands);
+      const across = Math.max(1, Math.min(shown.length, Math.floor(width / 300))), lines = Math.ceil(shown.length / across);
+      const tall = 350, height = lines * tall;
+      const layout = { ...sheet(colours, width, height), margin: { l: 0, r: 0, t: 0, b: 0 } };
+      const data = lands.map(({ x, y, z, risen }, i) => {
+        const column = i % across, line = Math.floor(i / across);
+        const side = { gridcolor: colours.of("grid"), zerolinecolor: colours.of("grid"), color: colours.of("soft"), showspikes: false };
+        layout[`scene${i ? i + 1 : ""}`] = {
+          domain: { x: [column / across, (column + 1) / across], y: [1 - ((line + 1) * tall - 8) / height, 1 - (line * tall + 26) / height] },
+          dragmode: "turntable", aspectmode: "manual", aspectratio: { x: 1, y: 1, z: 0.7 }, camera: { eye: { x: 1.35, y: -1.6, z: 0.95 }, center: { x: 0, y: 0, z: -0.16 } },
+          xaxis: { ...side, title: { text: "1" } }, yaxis: { ...side, title: { text: "2" } }, zaxis: { ...side, title: { text: "" }, range: [0, most] },
+        };
+        layout.annotations.push({
+          text: `<b>${plain(shorter(shown[i].name, Math.floor(width / across / 8)))}</b>`, xref: "paper", yref: "paper", xanchor: "left", yanchor: "top",
+          x: column / across, y: 1 - (line * tall) / height, showarrow: false, font: { color: colours.of("ink") },
+        });
+        return {
+          ...INFO, type: "surface", x, y, z: risen, scene: `scene${i ? i + 1 : ""}`, cmin: 0, cmax: Math.sqrt(most), colorscale: PLASMA, lighting: { ambient: 0.85, diffuse: 0.4, specular: 0 },
+          surfacecolor: risen.map((row) => row.map((value) => (value === null ? null : Math.sqrt(value)))), showscale: false,
+          text: z.map((row, k) => row.map((value, n) => landed(shown[i], x[n], y[k], value))),
+        };
+      });
+      return { data, layout };
+    },
+
+    /** The same from above: lines of equal height, a panel a model; the trained weights are a cross. */
+    contour(chart, shown, colours, width) {
+      const lands = shown.map((model) => relief(rowsOf(chart.table, model), chart.y)), most = highest(lands);
+      const layout = panels(colours, shown, chart, width, 250, { x: { zeroline: false, title: heading("Coordinate 1") }, y: { zeroline: false } });
+      const data = lands.flatMap(({ x, y, z, risen }, i) => {
+        const on = { xaxis: `x${i + 1}`, yaxis: `y${i + 1}` };
+        return [{
+          ...INFO, ...on, type: "contour", x, y, z: risen.map((row) => row.map((value) => (value === null ? null : Math.sqrt(value)))),
+          contours: { start: 0, end: Math.sqrt(most), size: Math.sqrt(most) / 12 }, zmin: 0, zmax: Math.sqrt(most), zauto: false,
+          colorscale: PLASMA, showscale: false, line: { width: 0.5, color: "rgba(255,255,255,0.5)" },
+          text: z.map((row, k) => row.map((value, n) => landed(shown[i], x[n], y[k], value))),
+        }, { ...QUIET, ...on, x: [0], y: [0], mode: "markers", marker: { symbol: "cross-thin-open", size: 11, color: "#fff", line: { width: 1.6 } } }];
+      });
+      return { data, layout };
+    },
+
+    /** Cuts through the trained weights with their intervals, both directions of a model in its colour. */
+    sections(chart, shown, colours, width, room) {
+      return bands(chart, shown, colours, width, room, "direction", "Coordinate along a direction");
+    },
+
+    /** A number at each snapshot of training with its interval, a line a model. */
+    steps(chart, shown, colours, width, room) {
+      return bands(chart, shown, colours, width, room, null, "Snapshot");
+    },
+
+    /** A way in a plane, a panel a model, from dark to bright; its end is a cross. */
+    path(chart, shown, colours, width) {
+      const data = [];
+      shown.forEach((model, i) => {
+        const rows = rowsOf(chart.table, model), last = rows.length - 1, on = { xaxis: `x${i + 1}`, yaxis: `y${i + 1}` };
+        data.push({
+          ...INFO, ...on, x: pick(rows, "x", 1), y: pick(rows, "y", 1), mode: "lines+markers", line: { color: colours.of("soft"), width: 1 },
+          marker: {
+            size: rows.map((_, k) => (k < last ? 8 : 12)), symbol: rows.map((_, k) => (k < last ? "circle" : "x-thin-open")),
+            color: rows.map((_, k) => (k < last ? ramp(colours, last > 1 ? k / (last - 1) : 1) : colours.of("ink"))),
+          },
+          text: rows.map((row) => `<b>${plain(model.name)}</b><br>${row.snapshot === last ? "the model" : `snapshot ${row.snapshot}`}<br>NLL ${figure(row.nll)}`),
+        });
+      });
+      const layout = panels(colours, shown, chart, width, 250, { x: { zeroline: false }, y: { zeroline: false } });
+      shown.forEach((_, i) => {
+        const tag = i ? i + 1 : "";
+        delete layout[`yaxis${tag}`].matches;
+        Object.assign(layout[`yaxis${tag}`], { scaleanchor: `x${tag}`, showticklabels: true });
+      });
       return { data, layout };
     },
   };

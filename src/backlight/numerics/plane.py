@@ -1,0 +1,186 @@
+"""Directions, planes and paths in the space of a model's parameters, as pure functions on tensors by name.
+
+Random directions normalised filter by filter and the projection of a path onto its principal plane are those of Li, Xu,
+Taylor, Studer & Goldstein, "Visualizing the Loss Landscape of Neural Nets" (NeurIPS 2018), sections 4 and 7.  Inner products
+are summed in float64: over ten million entries float32 loses the third digit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.float64]
+#: A point or a direction: a tensor for each parameter, by name.  Mappings that go together have the same names in one order.
+Weights = Mapping[str, Tensor]
+
+#: Entries turned to float64 at once.
+CHUNK = 131_072
+#: The authors' guard against a division by zero.
+GUARD = 1e-7
+
+
+# --- directions
+
+
+def gaussians(weights: Weights, count: int, seed: int) -> list[dict[str, Tensor]]:
+    """So many standard normal directions, the same on every device and for every type of weights."""
+    generator = torch.Generator().manual_seed(seed)
+    return [{name: torch.randn(w.shape, generator=generator).to(w) for name, w in weights.items()} for _ in range(count)]
+
+
+def filter_normalised(direction: Weights, weights: Weights, ignore: Iterable[str] = ()) -> dict[str, Tensor]:
+    """The direction with each filter as long as that of the weights (Li et al., section 4).
+
+    A filter is all that makes one output: a slice along the first axis.  Tensors of one axis (biases, norms) and those
+    whose name holds a word of ``ignore`` are zero, and so is a filter whose weights or whose direction is.
+    """
+
+    def normalised(name: str, d: Tensor, w: Tensor) -> Tensor:
+        if left_alone(name, w, ignore):
+            return torch.zeros_like(w)
+        along, wanted = (t.double().flatten(1).norm(dim=1) for t in (d, w))
+        scale = torch.where(along > 0, wanted / along, 0)
+        return (d.double() * scale.view(-1, *[1] * (w.ndim - 1))).to(w)
+
+    return {name: normalised(name, direction[name], w) for name, w in weights.items()}
+
+
+def authors_normalised(direction: Weights, weights: Weights, ignore: Iterable[str] = ()) -> dict[str, Tensor]:
+    """The direction as the code of Park & Kim (2022) normalises it: norms *over* the first axis, across filters.
+
+    So a filter much larger than its neighbours gets no larger direction; this is not the filter normalisation of Li et al.
+    """
+
+    def normalised(name: str, d: Tensor, w: Tensor) -> Tensor:
+        if left_alone(name, w, ignore):
+            return torch.zeros_like(w)
+        return d * w.norm(dim=0, keepdim=True) / (d.norm(dim=0, keepdim=True) + GUARD)
+
+    return {name: normalised(name, direction[name], w) for name, w in weights.items()}
+
+
+def left_alone(name: str, weight: Tensor, ignore: Iterable[str]) -> bool:
+    """Whether a random direction does not move this tensor."""
+    return weight.ndim < 2 or any(word in name for word in ignore)
+
+
+def by_name(vector: Tensor, weights: Weights) -> dict[str, Tensor]:
+    """A flat vector cut into tensors like the weights.  Shapes: (P,) -> as ``weights``."""
+    parts = vector.split([w.numel() for w in weights.values()])
+    return {name: part.view(w.shape).to(w) for part, (name, w) in zip(parts, weights.items(), strict=True)}
+
+
+def combination(coefficients: Iterable[float], vectors: Sequence[Weights]) -> dict[str, Tensor]:
+    """The sum of vectors times coefficients, in float64."""
+    shares = [float(c) for c in coefficients]
+
+    def summed(name: str, like: Tensor) -> Tensor:
+        total = torch.zeros(like.shape, dtype=torch.float64, device=like.device)
+        for share, vector in zip(shares, vectors, strict=True):
+            total.add_(vector[name].detach().double(), alpha=share)
+        return total.to(like)
+
+    return {name: summed(name, w) for name, w in vectors[0].items()}
+
+
+def sha256(vectors: Iterable[Weights]) -> str:
+    """A hash of every number in them."""
+    digest = hashlib.sha256()
+    for vector in vectors:
+        for name, tensor in vector.items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# --- inner products, and what follows from them alone
+
+
+def grams(vectors: Sequence[Weights], origin: Weights | None = None) -> dict[str, Array]:
+    """Inner products of the vectors, less ``origin`` if it is given, for each tensor.  Shapes: T vectors -> (T, T) each."""
+    return {name: _gram([v[name] for v in vectors], None if origin is None else origin[name]) for name in vectors[0]}
+
+
+def gram(vectors: Sequence[Weights], origin: Weights | None = None) -> Array:
+    """Inner products over all tensors.  Shapes: T vectors -> (T, T)."""
+    size = len(vectors)
+    return sum(grams(vectors, origin).values(), np.zeros((size, size)))
+
+
+def _gram(tensors: Sequence[Tensor], origin: Tensor | None) -> Array:
+    flat = [tensor.detach().reshape(-1) for tensor in tensors]
+    total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
+    for start in range(0, flat[0].numel(), CHUNK):
+        chunk = torch.stack([tensor[start : start + CHUNK].double() for tensor in flat])
+        if origin is not None:
+            chunk -= origin.detach().reshape(-1)[start : start + CHUNK].double()
+        total += chunk @ chunk.T
+    return total.cpu().numpy()
+
+
+def squared_norm(products: Array, x: Array | float, y: Array | float = 0.0) -> Array:
+    """||w + x d + y e||^2 from the six inner products of w, d and e, or three of w and d: no pass over the weights.
+
+    Shapes: products (..., 2, 2) or (..., 3, 3); x and y of one shape S -> (..., *S).
+    """
+    g = np.asarray(products, np.float64)
+    x, y = np.broadcast_arrays(np.asarray(x, np.float64), np.asarray(y, np.float64))
+    point = np.stack([np.ones_like(x), x, y][: g.shape[-1]]).reshape(g.shape[-1], -1)
+    return np.einsum("...ij,ik,jk->...k", g, point, point).reshape(*g.shape[:-2], *x.shape)
+
+
+class Principal(NamedTuple):
+    """The principal axes of a path: T points, K axes.  Axis k is the sum of the path's points times ``coefficients[k]``."""
+
+    coefficients: Array  # (K, T); each row sums to 0
+    coordinates: Array  # (T, K), from the last point
+    explained: Array  # (K,): share of the path's variance along each axis
+
+
+def principal(products: Array, axes: int = 2) -> Principal:
+    """Principal axes of a path from the inner products of its points less the last one.  Shapes: (T, T) -> see Principal.
+
+    The axes are of length 1 and point to where the path begins; variance is about the path's mean.  An axis along which
+    the path does not go has explained 0 and coefficients 0.
+    """
+    size = len(products)
+    centring = np.eye(size) - 1 / size
+    values, vectors = np.linalg.eigh(centring @ products @ centring)
+    values, vectors = np.maximum(values[::-1], 0), centring @ vectors[:, ::-1]
+    values = np.pad(values, (0, max(0, axes - size)))[: max(axes, size)]
+    kept = values[:axes] > 1e-12 * max(values[0], np.finfo(float).tiny)
+    coefficients = np.zeros((axes, size))
+    for k in np.flatnonzero(kept):
+        coefficients[k] = vectors[:, k] / np.sqrt(values[k])
+    coordinates = products @ coefficients.T
+    first = np.array([next((c for c in column if abs(c) > 1e-9 * np.abs(column).max()), 1.0) for column in coordinates.T])
+    signs = np.where(first < 0, -1.0, 1.0)
+    share = values[:axes] * kept / values.sum() if values.sum() > 0 else np.zeros(axes)
+    return Principal(coefficients * signs[:, None], coordinates * signs + 0.0, share)  # the end lies at 0, not at -0
+
+
+def coordinates(products: Array, axes: int) -> Array:
+    """Where points lie in the plane nearest to them, along axes that need be neither orthogonal nor of length 1.
+
+    Shapes: inner products (A + T, A + T) of the axes, then the points, from the plane's origin -> (T, A).
+    """
+    return np.asarray(np.linalg.lstsq(products[:axes, :axes], products[:axes, axes:], rcond=None)[0].T, np.float64)
+
+
+def polar(products: Array) -> tuple[Array, Array]:
+    """A path in polar coordinates about its end (Park & Kim 2022, first version): radius and angle in radians.
+
+    r_t = |w_t - w_end| / |w_0 - w_end|, and the angle between w_t - w_end and w_0 - w_end; at the end itself, NaN.
+    Shapes: inner products (T, T) of the points less the last -> (T,), (T,).
+    """
+    squares, along = np.diag(products), products[0]
+    across = np.sqrt(np.maximum(squares * squares[0] - along**2, 0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.sqrt(squares / squares[0]), np.where(squares > 0, np.arctan2(across, along), np.nan)

@@ -1,0 +1,288 @@
+"""Eigenvalues, density and trace of matrices whose spectrum was prescribed."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from backlight.errors import UserError
+from backlight.numerics import lanczos as module
+from backlight.numerics.lanczos import ORDER, density, dots, errors, lanczos, repeats, trace
+
+
+class Matrix:
+    """A symmetric matrix as an operator that counts its products."""
+
+    def __init__(self, dense, dtype=torch.float64):
+        self.dense = torch.as_tensor(dense, dtype=dtype)
+        self.size, self.dtype, self.device = len(self.dense), dtype, torch.device("cpu")
+        self.products = 0
+
+    def matvec(self, v):
+        self.products += 1
+        return self.dense @ v
+
+
+class Diagonal(Matrix):
+    def matvec(self, v):
+        self.products += 1
+        return self.dense * v
+
+
+def with_spectrum(values, seed=0, dtype=torch.float64):
+    """A dense symmetric matrix with these eigenvalues and random eigenvectors."""
+    q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values),) * 2))
+    return Matrix((q * np.asarray(values)) @ q.T, dtype)
+
+
+def among(outer, n=300, width=0.05, seed=1):
+    """These eigenvalues and a bulk of many small ones."""
+    bulk = width * np.abs(outer).max() * np.random.default_rng(seed).uniform(-1, 1, n - len(outer))
+    return np.r_[outer, bulk]
+
+
+#: Spectra that power iteration fails on (a quotient of lambda and -lambda rests at once), and their like.
+HARD = {
+    "one of each sign": [10, -10],
+    "cluster": [10, 9.9, 9.8, 9.7, 9.6],
+    "edge of both signs": [3, 2.9, 2, 2, -2],
+    "near-opposite": [0.888, -0.826, 0.806, -0.774, 0.761],
+    "negative": [-9, -7, -5, -3, -2],
+    "equal": [10, 10, 10, 9, 9, 5],
+    "all equal": [7] * 8,
+    "near pairs": [5, 4.99, -4.9, -4.89, 3],
+}
+
+
+def outermost(values, k, which="magnitude"):
+    values = np.asarray(values, float)
+    return values[ORDER[which](values)[:k]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", HARD)
+def test_spectra_that_power_iteration_gets_wrong(name, dtype):
+    values = among(HARD[name])
+    for seed in range(3):
+        found = lanczos(with_spectrum(values, dtype=dtype), 5, seed=seed)
+        assert found.converged.all()
+        assert np.sort(found.values) == pytest.approx(
+            np.sort(outermost(values, 5)), rel=2e-3, abs=0.01 * (name == "one of each sign")
+        )
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-20, 1e6])
+def test_the_scale_does_not_matter(scale):
+    values = among([5, -4, 3, 2.5, -2])
+    for dtype in (torch.float32, torch.float64):
+        one, other = (lanczos(with_spectrum(factor * values, dtype=dtype)) for factor in (1, scale))
+        assert other.values == pytest.approx(scale * one.values, rel=1e-3, abs=0)
+        assert other.matvecs == one.matvecs
+
+
+@pytest.mark.parametrize("which", ORDER)
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_each_end_of_the_spectrum_as_dense_algebra_has_it(which, memory):
+    operator = with_spectrum(np.random.default_rng(0).standard_normal(200) ** 3)
+    dense = np.linalg.eigvalsh(operator.dense.numpy())
+    found = lanczos(operator, 6, which=which, tol=1e-9, memory=memory)
+    assert found.converged.all()
+    assert found.values == pytest.approx(outermost(dense, 6, which), rel=1e-8)
+    assert found.matvecs == operator.products
+    gram = found.vectors.T @ found.vectors
+    assert torch.allclose(gram, torch.eye(6, dtype=torch.float64), atol=1e-10)
+    actual = operator.dense @ found.vectors - found.vectors * torch.from_numpy(found.values)
+    assert actual.norm(dim=0).numpy() == pytest.approx(found.residuals, rel=1e-3, abs=1e-12)
+
+
+@pytest.mark.parametrize(("which", "theirs"), [("magnitude", "LM"), ("largest", "LA"), ("smallest", "SA"), ("both", "BE")])
+def test_agrees_with_arpack(which, theirs):
+    operator = with_spectrum(np.random.default_rng(3).standard_t(2, 250))
+    dense = operator.dense.numpy()
+    arpack = eigsh(
+        LinearOperator(dense.shape, matvec=lambda v: dense @ v, dtype=float), 6, which=theirs, return_eigenvectors=False
+    )
+    assert np.sort(lanczos(operator, 6, which=which, tol=1e-8).values) == pytest.approx(np.sort(arpack), rel=1e-7)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from([-8.0, -5.0, -4.5, -1.0, 1e-8, 0.0, 1.0, 4.5, 5.0, 8.0]), min_size=1, max_size=30),
+    st.integers(1, 6),
+    st.sampled_from(sorted(ORDER)),
+    st.integers(0, 5),
+)
+def test_small_matrices_with_repeated_eigenvalues(values, k, which, seed):
+    """Spaces that end early, fewer eigenvalues than asked for, zeros, and the same one many times."""
+    found = lanczos(with_spectrum(values, seed), k, which=which, seed=seed)
+    right = outermost(values, k, which)
+    assert len(found.values) == min(k, len(values))
+    assert np.sort(abs(found.values)) == pytest.approx(np.sort(abs(right)), rel=1e-3, abs=1e-7)
+    assert found.converged.all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(sorted(ORDER)))
+def test_random_spectra(seed, which):
+    """Outliers of any sign and spacing above a bulk: none of the five is missed, and the error is as asked."""
+    rng = np.random.default_rng(seed)
+    values = among(100 * rng.uniform(0.6, 0.95) ** np.arange(20) * rng.choice([-1, 1], 20), n=300, width=0.01, seed=seed)
+    found = lanczos(with_spectrum(values, seed), 5, which=which, seed=seed)
+    assert np.sort(found.values) == pytest.approx(np.sort(outermost(values, 5, which)), rel=3e-3)
+
+
+def test_the_zero_operator_has_zeros():
+    for size in (3, 400):
+        found = lanczos(Diagonal(np.zeros(size)))
+        assert (found.values == 0).all()
+        assert len(found.values) == min(5, size)
+        assert found.converged.all()
+        assert found.matvecs <= 10
+
+
+def test_spectra_like_those_of_trained_models_take_25_products_on_average():
+    products = []
+    for seed in range(10):
+        outer = 300 * 0.8 ** np.arange(25) * np.random.default_rng(seed).choice([-1, 1], 25)
+        products.append(lanczos(with_spectrum(among(outer, width=1e-3, seed=seed), seed), seed=seed).matvecs)
+    assert np.mean(products) <= 25
+
+
+def test_an_invariant_start_is_left():
+    """Two eigenvectors to start from, of which no product leads out."""
+    operator = Diagonal(np.r_[1.0, 2, 9, 8, -7, 6, np.zeros(50)])
+    start = torch.eye(56, dtype=torch.float64)[:, :2]
+    assert lanczos(operator, 4, start=start).values == pytest.approx([9, 8, -7, 6], rel=1e-3)
+
+
+def test_a_start_near_the_answer_saves_products():
+    operator = with_spectrum(among(np.array([100, -80, 60, 50, -45, 30, 20, 10]), n=400))
+    cold = lanczos(operator)
+    warm = lanczos(operator, start=cold.vectors.sum(1) + 0.01)
+    assert warm.values == pytest.approx(cold.values, rel=1e-3)
+    assert warm.matvecs < cold.matvecs
+
+
+def test_the_second_start_sees_what_the_first_cannot():
+    """A start orthogonal to the largest eigenvector never gets there by products alone."""
+    values = np.r_[50.0, 9, 8, 7, 6, 5, np.linspace(-1, 1, 200)]
+    blind = torch.ones(206, dtype=torch.float64)
+    blind[0] = 0
+    assert lanczos(Diagonal(values), 3, start=blind).values == pytest.approx([50, 9, 8], rel=1e-3)
+
+
+def test_says_when_it_has_not_converged():
+    found = lanczos(with_spectrum(np.linspace(-1, 1, 400)), 5, limit=12)
+    assert found.matvecs == 12
+    assert not found.converged.any()
+    assert len(found.values) == 5
+    assert (found.residuals > 1e-3).all()
+
+
+def test_a_residual_bounds_the_distance_to_an_eigenvalue():
+    values = np.random.default_rng(5).standard_normal(200)
+    found = lanczos(with_spectrum(values), 5, limit=15)
+    assert all(abs(values - value).min() <= residual for value, residual in zip(found.values, found.residuals, strict=True))
+
+
+def test_the_error_is_quadratic_in_the_residual_where_there_is_a_gap():
+    assert errors(np.array([0.0, 1.0, 5.0]), np.array([0.5, 0.5, 0.1])) == pytest.approx([0.5, 0.5, 0.01 / 3.9])
+    assert errors(np.array([2.0]), np.array([0.3])) == pytest.approx([0.0])
+
+
+def test_equal_eigenvalues_are_counted_unless_all_are():
+    assert repeats(np.array([3.0, -3.0, 2.0]), 1e-3) == 1
+    assert repeats(np.array([3.0, 3.001, 2.0]), 1e-3) == 2
+    assert repeats(np.array([3.0]), 1e-3) == 0
+
+
+def test_sums_over_millions_of_entries_keep_their_digits():
+    """A plain float32 sum of these squares is off by 3e-4."""
+    v = torch.randn(12_000_000, generator=torch.Generator().manual_seed(0))
+    exact = float(sum(part.double().square().sum() for part in v.split(10**6)))
+    assert float(dots(v[None], v)[0]) == pytest.approx(exact, rel=5e-6)
+    huge, small = torch.full((module.CHUNK,), 1e4), torch.full((module.CHUNK,), 1e-4)
+    terms = torch.cat([huge, small, -huge])
+    assert float(dots(torch.ones(1, len(terms)), terms)[0]) == pytest.approx(1e-4 * module.CHUNK, rel=1e-4)
+
+
+def test_the_basis_stays_orthogonal_where_a_shift_takes_most_of_each_product():
+    """Weight decay: all eigenvalues near 0.05.  One pass of orthogonalisation loses a digit a step here."""
+    values = 0.05 + np.r_[0.02, 0.015, 0.012, 0.011, 0.0105, 1e-3 * np.random.default_rng(0).standard_normal(395)]
+    found = lanczos(with_spectrum(values, dtype=torch.float32), 5, tol=1e-4)
+    assert found.values == pytest.approx(outermost(values, 5), rel=1e-4)
+
+
+# --- density and trace
+
+
+def test_the_density_of_a_small_matrix_is_its_eigenvalues():
+    """As many steps as there are eigenvalues: the quadrature has them all, and weights that average to equal."""
+    values = np.array([-2.0, -1, 0.5, 3, 7])
+    found = density(with_spectrum(values), probes=150, steps=5, width=0.2, points=2000)
+    assert np.sort(found.nodes[0]) == pytest.approx(values)
+    exact = np.exp(-(((found.grid[:, None] - values) / 0.2) ** 2) / 2).mean(1) / (0.2 * np.sqrt(2 * np.pi))
+    inside = (found.density.low <= exact + 1e-9) & (exact <= found.density.high + 1e-9)
+    assert inside[exact > 0.01].mean() > 0.8
+    assert found.density.value == pytest.approx(exact, abs=0.08)
+    assert np.trapezoid(found.density.value, found.grid) == pytest.approx(1, abs=1e-4)
+    assert found.matvecs == 750
+
+
+def test_the_densitys_moments_are_the_matrixs():
+    """A quadrature of k steps is exact to degree 2k - 1: mean and variance are traces."""
+    operator = with_spectrum(np.random.default_rng(2).standard_normal(300))
+    found = density(operator, probes=60, steps=4)
+    eigenvalues = np.linalg.eigvalsh(operator.dense.numpy())
+    for power in (1, 2):
+        moment = (found.weights * found.nodes**power).sum(1)
+        assert abs(moment.mean() - (eigenvalues**power).mean()) < 4 * moment.std() / np.sqrt(60)
+
+
+def test_a_density_ends_where_the_space_does():
+    found = density(Diagonal([4.0] * 30), probes=2, steps=10)
+    assert found.matvecs == 2
+    assert found.nodes[:, 0] == pytest.approx([4, 4])
+    assert np.isnan(found.nodes[:, 1:]).all()
+    assert np.trapezoid(found.density.value, found.grid) == pytest.approx(1, abs=1e-4)
+
+
+def test_one_probe_has_no_interval():
+    assert np.isnan(density(Diagonal([1.0, 2, 3]), probes=1).density.low).all()
+    assert np.isnan(trace(Diagonal([1.0, 2, 3]), probes=1).low)
+
+
+def test_the_trace_of_a_diagonal_is_exact_and_of_another_within_its_interval():
+    assert np.array(trace(Diagonal(np.arange(50.0)), probes=3)) == pytest.approx(3 * [49 * 25])
+    operator = with_spectrum(np.random.default_rng(4).standard_normal(200) + 1)
+    hits = [
+        low <= float(operator.dense.trace()) <= high for _, low, high in (trace(operator, probes=30, seed=s) for s in range(40))
+    ]
+    assert 33 <= sum(hits) <= 40
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda a: lanczos(a, which="largets"), "no end of a spectrum"),
+        (lambda a: lanczos(a, 0), "k >= 1"),
+        (lambda a: lanczos(a, tol=0), "tol > 0"),
+        (lambda a: lanczos(a, 5, limit=4), "limit >= k"),
+        (lambda a: lanczos(a, start=torch.zeros(10)), "not all zero"),
+        (lambda a: lanczos(a, start=torch.full((10,), torch.nan)), "finite"),
+        (lambda a: lanczos(a, start=torch.ones(9)), "9 entries"),
+        (lambda a: density(a, steps=10, memory=100), "1 fit into the memory"),
+        (lambda a: density(a, probes=0), "needs a probe"),
+        (lambda a: trace(a, probes=0), "at least 1 probe"),
+        (lambda a: lanczos(Diagonal([np.nan, 1])), "not finite"),
+    ],
+)
+def test_refuses_in_one_sentence(call, says):
+    with pytest.raises(UserError, match=says) as refusal:
+        call(Diagonal(np.arange(10.0)))
+    assert "\n" not in str(refusal.value)
