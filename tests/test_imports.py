@@ -17,7 +17,8 @@ ROOT = Path(backlight.__file__).parent
 LEVEL = {
     "errors": 0, "setup": 0, "numerics": 0, "recipes": 0,
     "layout": 1, "trace": 2, "evidence": 2, "result": 2, "drawing": 3, "anatomy": 3, "image_sets": 3, "progress": 1,
-    "models": 4, "data": 4, "augmentation": 1, "pieces": 1, "objective": 4, "curvature": 4, "batches": 5, "surfaces": 4, "vtp": 4,
+    "models": 4, "data": 4, "augmentation": 1, "pieces": 1, "objective": 4, "curvature": 4,
+    "batches": 5, "surfaces": 4, "vtp": 4,
     "analyses": 5,
     "study": 6, "training": 7, "report": 7, "doctor": 7,
     "cli": 8, "__main__": 9, "__init__": 0,

@@ -384,13 +384,22 @@ def visit(browser: Any, made: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return tab, complaints
 
 
+#: Every chart that shows is drawn, in the plane or in space.
+DRAWN = (
+    "[...document.querySelectorAll('.chart')].every(c => !c.clientWidth || c.querySelector('.cartesianlayer, .gl-container'))"
+)
+
+
 @pytest.fixture
 def opened(visit: tuple[Any, list[str]]) -> Iterator[Any]:
     """The page at 1280 pixels, as it is when opened."""
     tab, complaints = visit
     tab.set_viewport_size({"width": 1280, "height": 900})
     tab.emulate_media(color_scheme="light", media="screen")
-    until(tab, "[...document.querySelectorAll('.chart')].every(c => !c.clientWidth || c.querySelector('.cartesianlayer, .gl-container'))")
+    until(
+        tab,
+        DRAWN,
+    )
     yield tab
     assert complaints == []
 
@@ -446,7 +455,7 @@ def test_switches_hide_a_model_everywhere(opened: Any) -> None:
         tab.click()
         until(
             opened,
-            "[...document.querySelectorAll('.chart')].every(c => !c.clientWidth || c.querySelector('.cartesianlayer, .gl-container'))",
+            DRAWN,
         )
         assert not any("resnet18" in text for text in texts(opened))
         assert any("img" in text for text in texts(opened))

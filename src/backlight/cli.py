@@ -169,6 +169,30 @@ def calibration_command(
     measure("calibration", {"bins": bins}, models, setup, out, overwrite, as_json, quiet)
 
 
+@analysis("hessian", "demo-cnn demo-vit --data fashion --batches 8 --out runs")
+@shares_options
+def hessian_command(
+    setup: Setup,
+    models: Models,
+    *,
+    batches: Annotated[int | None, typer.Option(min=1, help="Mini-batches, of 16 unless --batch-size; default 20.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Eigenvalues of each batch, by magnitude.")] = 5,
+    tol: Annotated[float, typer.Option(min=0, help="Error of an eigenvalue, as a share of it.")] = 1e-3,
+    by: Annotated[str | None, typer.Option(help="kind: blocks of all attentions, all convolutions, ... too.")] = None,
+    weight_decay: WeightDecay = 0.05,
+    statistics: Statistics = "running",
+    augment: Augment = "paper",
+    paper: Annotated[bool, typer.Option("--paper", help="Power iteration as in PyHessian, right or wrong.")] = False,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    settings: dict[str, Any] = {"batches": batches, "top": top, "tol": tol, "by": by, "weight_decay": weight_decay}
+    settings |= {"statistics": statistics, "augment": augment, "paper": paper}
+    measure("hessian", settings, models, setup, out, overwrite, as_json, quiet)
+
+
 @analysis("landscape", "demo-cnn demo-vit --data fashion --grid 11 --limit 128 --out runs")
 @shares_options
 def landscape_command(
@@ -326,7 +350,7 @@ def demo_command(
     for model in models:
         print(f"{model}: {summary_of(model)}", flush=True)
     asked: dict[str, dict[str, Any]] = {name: {} for name in BY_DEFAULT}
-    asked["landscape"] = {"grid": 11, "batches": 1}
+    asked |= {"hessian": {"batches": 4}, "landscape": {"grid": 11, "batches": 1}}
     for cell in run_study(models, asked, Setup(limit=limit), out, keep_going=False, watch=watching(quiet)):
         if not quiet:
             say(f"{cell.model} {cell.analysis}: {'there already' if cell.skipped else 'done'}")

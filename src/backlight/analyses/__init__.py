@@ -17,11 +17,12 @@ ANALYSES = {
     "variance": "Which units average the feature map, and which make its places differ?",
     "lesion": "How much worse is the model without one of its units?",
     "calibration": "How right is the model, and does it know?",
+    "hessian": "Is the loss that training minimises convex here, and how sharp is it?",
     "landscape": "How does the loss rise around the trained weights?",
     "trajectory": "Which way did training go, and how did the loss fall on it?",
 }
 #: Those of the training loss, which want batches of augmented training images drawn once: images a batch, images in all.
-TRAINING_LOSS = {"landscape": (64, 512), "trajectory": (64, 512)}
+TRAINING_LOSS = {"hessian": (16, 320), "landscape": (64, 512), "trajectory": (64, 512)}
 #: What a study runs unless told otherwise: the passes over images.  Those of the training loss take many times as long.
 BY_DEFAULT = tuple(name for name in ANALYSES if name not in TRAINING_LOSS)
 #: The reducers of those that only watch a forward pass and so can share one.

@@ -182,7 +182,7 @@
         const dash = by ? (rows[0][by] === 1 ? "solid" : "dash") : model.dash, name = by ? `${by} ${rows[0][by]}` : "";
         data.push({ ...QUIET, x: [...at, ...[...at].reverse()], y: [...high, ...low.reverse()], mode: "lines", line: { width: 0 }, fill: "toself", fillcolor: faint(colour, 0.16) });
         front.push({
-          ...INFO, x: at, y: value, mode: by ? "lines" : "lines+markers", line: { color: colour, width: 2, dash }, marker: { color: colour, size: 7 },
+          ...INFO, x: at, y: value, mode: by || rows.length > 40 ? "lines" : "lines+markers", line: { color: colour, width: 2, dash }, marker: { color: colour, size: 7 },
           text: rows.map((row, i) => `<b>${plain(model.name)}</b><br>${name} at ${figure(row.at)}<br>${figure(value[i])} [${figure(low.at(-1 - i))}, ${figure(high[i])}]`),
         });
       }
@@ -339,6 +339,11 @@
     /** Cuts through the trained weights with their intervals, both directions of a model in its colour. */
     sections(chart, shown, colours, width, room) {
       return bands(chart, shown, colours, width, room, "direction", "Coordinate along a direction");
+    },
+
+    /** The density of eigenvalues of one sign with its interval, a line a model. */
+    densities(chart, shown, colours, width, room) {
+      return bands(chart, shown, colours, width, room, null, "Eigenvalue");
     },
 
     /** A number at each snapshot of training with its interval, a line a model. */

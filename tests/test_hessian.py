@@ -1,0 +1,263 @@
+"""The Hessian max-eigenvalue spectrum against dense Hessians and spectra made by hand."""
+
+import numpy as np
+import pytest
+import torch
+from known_models import noise, unchanged
+from matplotlib.figure import Figure
+from torch import nn
+
+from backlight import curvature
+from backlight.analyses.hessian import Hessian, _claim, density, hessian, power_iteration, summarised
+from backlight.errors import UserError
+from backlight.numerics.bootstrap import mean_interval
+from backlight.numerics.lanczos import ORDER
+from backlight.objective import Objective
+from backlight.pieces import Pieces
+from backlight.report.sections import check, section_of
+from backlight.result import load
+
+CLASSES, DECAY = 3, 0.05
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5), nn.GELU(), nn.Linear(5, CLASSES)).double()
+
+
+def batches(n=4, size=4):
+    images, targets = noise(n * size, 3, 2, 2).double(), (3 * noise(n * size, CLASSES, seed=1)).softmax(1).double()
+    return list(zip(images.split(size), targets.split(size), strict=True))
+
+
+def exact(net, batch, top=5):
+    """The outermost eigenvalues of the dense Hessian of one batch."""
+    operator = curvature.Hessian(net, Objective(), [batch])
+    eigenvalues = np.linalg.eigvalsh((operator @ torch.eye(operator.size, dtype=torch.float64)).numpy()) + DECAY
+    return eigenvalues[ORDER["magnitude"](eigenvalues)[:top]]
+
+
+# --- the eigenvalues of each batch
+
+
+def test_every_batch_has_its_outermost_eigenvalues_by_magnitude():
+    net = model().train()
+    with unchanged(net):
+        result = hessian(net, batches(), tol=1e-9)
+    assert [(row["batch"], row["rank"]) for row in result.table] == [(b, r) for b in range(4) for r in range(1, 6)]
+    for i, batch in enumerate(batches()):
+        found = [row["eigenvalue"] for row in result.table if row["batch"] == i]
+        assert found == pytest.approx(exact(net, batch), abs=1e-8)
+    assert all(row["converged"] and row["residual"] < 1e-3 and row["matvecs"] <= 88 for row in result.table)
+
+
+def test_what_the_evidence_says():
+    net, data = model(), batches()
+    facts = hessian(net, data, seed=3).evidence
+    losses = [nn.functional.cross_entropy(net.eval()(images), targets).item() for images, targets in data]
+    weights = sum(float(p.detach().square().sum()) for p in net.parameters())
+    assert facts["loss"] == pytest.approx(np.mean(losses))
+    assert facts["weight_decay_loss"] == pytest.approx(DECAY / 2 * weights)
+    assert (facts["images"], facts["settings"]["seed"], facts["settings"]["weight_decay"]) == (16, 3, DECAY)
+    assert max(facts["probes"].values()) < 1e-10
+    assert facts["products"]["max"] >= facts["products"]["mean"] > 0
+    assert facts["not_converged"] == 0
+
+
+def test_blocks_by_kind_of_unit():
+    from backlight.anatomy import units
+    from backlight.models.alternet import AlterNet
+
+    torch.manual_seed(0)
+    net = AlterNet("ca", dim=2, heads=1, dim_head=2, window=2, stem="cifar", num_classes=CLASSES).double()
+    data = [(noise(4, 3, 8, 8).double(), torch.arange(4) % CLASSES)]
+    result = hessian(net, data, by="kind", top=2)
+    assert list(dict.fromkeys(row["block"] for row in result.table)) == ["all", "conv", "attention"]
+    attention = next(unit for unit in units(net, data[0][0]) if unit.kind == "attention")
+    alone = curvature.Hessian(net, Objective(weight_decay=DECAY), data, params=curvature.of_module(attention.module))
+    eigenvalues = np.linalg.eigvalsh((alone @ torch.eye(alone.size, dtype=torch.float64)).numpy())
+    found = [row["eigenvalue"] for row in result.table if row["block"] == "attention"]
+    assert found == pytest.approx(eigenvalues[ORDER["magnitude"](eigenvalues)[:2]], rel=2e-3)
+    assert set(result.evidence["summary"]) == {"all", "conv", "attention"}
+
+
+def test_goes_on_after_the_last_finished_batch(tmp_path):
+    """Killed at the third batch, then run again: the same rows, and the finished batches are not computed twice."""
+    net, data = model(), batches()
+
+    def killed(rest):
+        for i, batch in enumerate(rest):
+            if i == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    pieces = Pieces(tmp_path, {"seed": 0})
+    with pytest.raises(KeyboardInterrupt):
+        hessian(net, data, pieces=pieces, watch=killed)
+    assert len(list(tmp_path.rglob("batch-*"))) == 2
+    written = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("batch-*")}
+    resumed = hessian(net, data, pieces=Pieces(tmp_path, {"seed": 0}))
+    assert all(file.stat().st_mtime_ns == time for file, time in written.items())
+    assert resumed.table == hessian(net, data).table
+
+
+# --- NEP and APE
+
+
+def test_nep_is_the_share_of_negatives_and_ape_the_mean_of_positives():
+    eigenvalues = np.array([[9, 8, -7, 6, -5], [4, 3, 2, 1, 0.5], [10, -1, 2, 3, 4], [1, 1, 1, 1, -1.0]])
+    found = summarised(eigenvalues, resamples=2000)
+    assert found["nep"].value == 4 / 20
+    assert found["ape"].value == pytest.approx(eigenvalues[eigenvalues > 0].mean())
+    rng = np.random.default_rng(1)
+    redrawn = [eigenvalues[rng.integers(0, 4, 4)] for _ in range(4000)]
+    for key, statistic in {"nep": lambda e: (e < 0).mean(), "ape": lambda e: e[e > 0].mean()}.items():
+        value = statistic(eigenvalues)
+        high, low = 2 * value - np.quantile([statistic(e) for e in redrawn], [0.025, 0.975])
+        low = min(value, max(0, low))
+        assert [float(x) for x in found[key]] == pytest.approx([value, low, high], rel=0.1, abs=0.03)
+
+
+def test_no_negatives_seen_is_not_none_at_all():
+    """Of a share p of batches with one, n show none with probability (1 - p)^n; at the end of the interval that is 5%."""
+    (value, low, high), ape = summarised(np.ones((10, 5)))["nep"], summarised(-np.ones((10, 5)))["ape"]
+    assert (value, low) == (0, 0)
+    assert (1 - high) ** 10 == pytest.approx(0.05)
+    assert np.isnan(ape.value)
+    assert summarised(-np.ones((10, 5)))["nep"].low == pytest.approx(0.05 ** (1 / 10))
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0, "holds"), (50, "undecided")])
+def test_the_claim_that_the_loss_is_not_convex(shift, verdict):
+    """Weight decay strong enough makes any loss convex, but six batches are too few to say that none is negative."""
+    claim = hessian(model(), batches(6), weight_decay=0.0 + shift, top=10).claims[0]
+    assert claim.verdict == verdict
+    assert claim.source == "Figures 1b and 4"
+
+
+@pytest.mark.parametrize(("batches_seen", "verdict"), [(28, "undecided"), (29, "does not hold")])
+def test_how_many_batches_without_a_negative_one_decide(batches_seen, verdict):
+    """0.9^28 = 5.2%, 0.9^29 = 4.7%: so likely one batch in ten would have gone unseen."""
+    assert _claim(summarised(np.ones((batches_seen, 5)))["nep"], 5).verdict == verdict
+
+
+# --- the density
+
+
+def test_both_sides_of_the_density_integrate_to_one():
+    eigenvalues = np.random.default_rng(0).normal(20, 30, (40, 5))
+    for side in ("negative", "positive"):
+        grid, value, low, high = density(eigenvalues, side)
+        share = ((eigenvalues < 0) == (side == "negative")).mean()
+        assert np.trapezoid(value, grid) == pytest.approx(share, abs=1e-3)
+        assert (np.diff(grid) > 0).all()
+        assert (np.sign(grid[[0, -1]]) == {"negative": (-1, 0), "positive": (0, 1)}[side]).all()
+        assert (low <= value + 1e-12).all()
+        assert (value <= high + 1e-12).all()
+    assert density(abs(eigenvalues), "negative").size == 0
+
+
+def test_the_density_is_a_sum_of_mirrored_normal_curves():
+    from scipy.stats import norm
+
+    eigenvalues = np.array([[1.0, 2, -3], [4, 5, 6]])
+    grid, value, *_ = density(eigenvalues, "positive", resamples=300, seed=5)
+    seen = eigenvalues[eigenvalues > 0]
+    width = 0.9 * min(seen.std(), np.subtract(*np.quantile(seen, [0.75, 0.25])) / 1.34) * len(seen) ** -0.2
+    each = [[norm.pdf(x, e, width) + norm.pdf(x, -e, width) if e > 0 else 0 for e in row] for row in eigenvalues for x in grid]
+    per_batch = np.sum(each, 1).reshape(2, -1) / 3
+    assert value == pytest.approx(per_batch.mean(0))
+    assert density(eigenvalues, "positive", resamples=300, seed=5)[2] == pytest.approx(
+        mean_interval(per_batch, resamples=300, seed=5).low
+    )
+
+
+# --- the paper's power iteration
+
+
+class Diagonal:
+    def __init__(self, values):
+        self.values = torch.as_tensor(values, dtype=torch.float64)
+        self.size, self.dtype, self.device = len(self.values), torch.float64, torch.device("cpu")
+
+    def matvec(self, v):
+        return self.values * v
+
+
+def test_power_iteration_is_right_where_eigenvalues_are_far_apart():
+    values, _, matvecs, stopped = power_iteration(Diagonal([100.0, 20, -4, 0.1, 0.01]), 3)
+    assert values == pytest.approx([100, 20, -4], rel=1e-2)
+    assert stopped.all()
+    assert matvecs < 60
+
+
+def test_power_iteration_is_wrong_where_signs_balance_and_its_residual_says_so():
+    """Of 10 and -10 the quotient of the start vector is the answer."""
+    for seed in range(5):
+        values, residuals, _, stopped = power_iteration(Diagonal([10.0, -10]), 2, seed=seed)
+        assert stopped.all()
+        assert abs(abs(values) - 10).max() > 0.01
+        assert residuals.max() > 0.1
+
+
+def test_power_iteration_is_pyhessians():
+    pyhessian = pytest.importorskip("pyhessian")
+    net, batch = model().eval(), batches()[0]
+    theirs = pyhessian.hessian(net, nn.CrossEntropyLoss(), data=batch, cuda=False)
+    operator = curvature.Hessian(net, Objective(), [batch])
+    ours = power_iteration(operator, 1, tol=1e-12, steps=3000)[0]
+    assert ours == pytest.approx(theirs.eigenvalues(maxIter=3000, tol=1e-12, top_n=1)[0], rel=1e-4)
+
+
+def test_paper_mode_is_said():
+    result = hessian(model(), batches(2), paper=True)
+    assert result.evidence["solver"] == "power iteration as in PyHessian"
+    assert result.evidence["settings"]["paper"] is True
+    assert max(row["residual"] for row in result.table) > 1e-3
+
+
+# --- what becomes of it
+
+
+def test_saves_draws_and_has_a_section(tmp_path):
+    result = hessian(model(), batches(3), name="mine")
+    again = load(result.save(tmp_path / "hessian"))
+    assert isinstance(again, Hessian)
+    assert again.table == result.table
+    assert again.claims == result.claims
+    check(result)
+    section = section_of("hessian")
+    assert section.title == "Hessian spectrum"
+    for charts in section.figures([result, None]):
+        assert all(chart.alt for chart in charts)
+    assert "mine" in str(section.figures([result, None]))
+    assert section.metrics([result, None]).rows
+
+
+@pytest.mark.parametrize("shift", [0, 100])
+@pytest.mark.parametrize("panel", Hessian.panels)
+def test_draws_with_and_without_negative_eigenvalues(panel, shift):
+    ax = Figure().add_subplot()
+    hessian(model(), batches(2), weight_decay=float(shift)).draw(ax, panel)
+    assert ax.get_xlabel()
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "says"),
+    [
+        ([], {}, "no images"),
+        (batches(1), {"top": 0}, "top=0"),
+        (batches(1), {"by": "depth"}, "by='depth'"),
+        (batches(1), {"tol": -1}, "tol > 0"),
+        (batches(1), {"weight_decay": -1}, "weight_decay=-1"),
+    ],
+)
+def test_refuses_in_one_sentence(data, settings, says):
+    with pytest.raises(UserError, match=says):
+        hessian(model(), data, **settings)
+
+
+def test_one_batch_of_one_image_works_without_an_interval():
+    result = hessian(model(), batches(1, 1))
+    assert np.isnan(result.evidence["summary"]["all"]["ape"][1])
+    assert len(result.table) == 5
