@@ -3,10 +3,11 @@
     python benchmarks/alternet.py --out benchmarks/results/alternet.json
 
 ``plain`` is AlterNet with the attention as the authors wrote it: windows unfolded, 1x1 convolutions, explicit softmax, NCHW,
-no compile.  ``eager`` is ours channels last, ``compiled`` the same through ``torch.compile``.  All run in turns over the same
-images; the numbers are medians of the ratios round by round, with their range.  The floor is the time that the model's
-multiply-accumulates would take at the speed of this machine's large matrix product.  Peak memory is that of a process of its
-own: on a CPU the growth of its resident set over one training step, on a GPU what torch allocated.
+no compile.  ``eager`` is ours channels last, ``compiled`` the same through ``torch.compile``, ``frozen`` also with its weights
+as constants, for inference.  All run in turns over the same images; the numbers are medians of the ratios round by round,
+with their range.  The floor is the time that the model's multiply-accumulates would take at the speed of this machine's large
+matrix product.  Peak memory is that of a process of its own: on a CPU the growth of its resident set over one training step,
+on a GPU what torch allocated.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def plain(model: nn.Module) -> nn.Module:
 
 
 def forward(model: nn.Module, images: Tensor) -> None:
-    with torch.inference_mode():
+    with torch.no_grad():
         model.eval()(images)
     finish(images)
 
@@ -114,6 +115,8 @@ def prepared(name: str, way: str, size: int, batch: int, dtype: torch.dtype, dev
         model, images = model.to(memory_format=torch.channels_last), images.contiguous(memory_format=torch.channels_last)
     if way == "compiled":
         model = torch.compile(model, fullgraph=True)
+    if way == "frozen":  # weights as constants: batch norms fold into the convolutions before them; for inference alone
+        model = torch.compile(model.eval(), fullgraph=True, options={"freezing": True})
     return model, images
 
 
@@ -179,7 +182,7 @@ def resident(which: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(OURS))
-    parser.add_argument("--ways", nargs="+", default=["plain", "eager", "compiled"])
+    parser.add_argument("--ways", nargs="+", default=["plain", "eager", "compiled", "frozen"])
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -210,12 +213,13 @@ def main() -> None:
         cost = macs(timm.create_model(name), (3, size, size))
         one: dict[str, Any] = {"batch": batch, "size": size, "giga_macs": round(cost / 1e9, 3)}
         for step, times in (("forward", 1), ("training", 3)):  # the backward pass is two products for each of the forward's
-            one[step] = turns(runs, step, asked.rounds, "plain")
+            able = {way: run for way, run in runs.items() if (way, step) != ("frozen", "training")}
+            one[step] = turns(able, step, asked.rounds, "plain")
             for way, found in one[step].items():
                 found["times_the_floor"] = round(speed / (times * cost) / found["images_per_second"], 2)
                 print(name, step, way, found, flush=True)
         one["peak_training_mb"] = {
-            way: round(peak_of(name, way, size, batch, asked.dtype, device)) for way in asked.ways if way != "compiled"
+            way: round(peak_of(name, way, size, batch, asked.dtype, device)) for way in asked.ways if way in ("plain", "eager")
         }
         print(name, "peak MB", one["peak_training_mb"], flush=True)
         report[name] = one

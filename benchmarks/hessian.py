@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -348,7 +349,7 @@ def main() -> None:
     with sdpa_kernel(SDPBackend.MATH):
         found = PARTS[options.part](model, data, options)
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items() if key != "out"}
-    document = {**asked, "versions": dict(versions()), **found}
+    document = {**asked, "hardware": platform.machine(), "versions": dict(versions()), **found}
     text = json.dumps(document, indent=1)
     print(text)
     options.out.mkdir(parents=True, exist_ok=True)
