@@ -181,7 +181,7 @@ def resident(which: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(OURS))
+    parser.add_argument("--models", nargs="*", default=list(OURS))
     parser.add_argument("--ways", nargs="+", default=["plain", "eager", "compiled", "frozen"])
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])

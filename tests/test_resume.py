@@ -20,8 +20,8 @@ MODEL = "word:cc ca?dim=4&heads=1&dim_head=4&stem=cifar&in_chans=1&img_size=28&n
 ASKED = {
     "landscape": ({"grid": 21, "dimensions": 2}, ["--grid", "21", "--limit", "16"], Setup(limit=16, pretrained=False)),
     "hessian": (
-        {"batches": 20, "top": 1},
-        ["--batches", "20", "--top", "1", "--batch-size", "2"],
+        {"batches": 10, "top": 1},
+        ["--batches", "10", "--top", "1", "--batch-size", "2"],
         Setup(pretrained=False, batch_size=2),
     ),
 }
