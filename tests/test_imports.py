@@ -15,7 +15,7 @@ from backlight.analyses import ANALYSES
 ROOT = Path(backlight.__file__).parent
 #: Each part of the package and how far from the ground it stands; a module may import its own level and those below.
 LEVEL = {
-    "errors": 0, "setup": 0, "numerics": 0, "recipes": 0,
+    "errors": 0, "whole": 0, "setup": 0, "numerics": 0, "recipes": 0,
     "layout": 1, "trace": 2, "evidence": 2, "result": 2, "drawing": 3, "anatomy": 3, "image_sets": 3, "progress": 1,
     "models": 4, "data": 4, "augmentation": 1, "pieces": 1, "objective": 4, "curvature": 4,
     "batches": 5, "surfaces": 4, "vtp": 4,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from backlight.evidence import sha256
 from backlight.numerics import plane, relief
 
 
@@ -71,8 +72,8 @@ def test_the_authors_normalise_across_filters():
 def test_a_seed_gives_the_same_directions_and_another_gives_others():
     one, two = plane.gaussians(weights(), 2, seed=5)
     again = plane.gaussians(weights(), 2, seed=5)
-    assert plane.sha256([one, two]) == plane.sha256(again)
-    assert plane.sha256([one]) != plane.sha256([two]) != plane.sha256(plane.gaussians(weights(), 1, seed=6))
+    assert sha256(one, two) == sha256(*again)
+    assert sha256(one) != sha256(two) != sha256(*plane.gaussians(weights(), 1, seed=6))
     coarse = plane.gaussians(weights(dtype=torch.float32), 1, seed=5)[0]
     np.testing.assert_allclose(flat(coarse), flat(one), rtol=1e-6)
     many = flat(plane.gaussians({"w": torch.zeros(200, 200)}, 1, seed=0)[0])

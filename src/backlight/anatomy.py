@@ -77,6 +77,10 @@ class Unit:
     branch: tuple[Tap, ...]  # the outputs that add up to its branch; empty: nothing returns it
     identity: bool  # the skip leaves the stream as it is
 
+    def __str__(self) -> str:
+        """As sentences and evidence name it."""
+        return f"unit {self.index} ({self.module})"
+
 
 def units(model: nn.Module, images: Tensor, *, at: Sequence[str] | None = None) -> list[Unit]:
     """The residual units of a model, shallowest first; or, with ``at``, the modules of these paths as if they were units.
@@ -134,7 +138,7 @@ def reading(model: nn.Module, taps: Sequence[Tap], visit: Callable[[int, Tensor]
 def without(model: nn.Module, unit: Unit) -> Iterator[nn.Module]:
     """Within the block ``unit`` adds nothing to the stream.  Errors: UserError if nothing returns its branch."""
     if not unit.branch:
-        raise UserError(f"unit {unit.index} ({unit.module}) cannot be removed: nothing returns what it adds")
+        raise UserError(f"{unit} cannot be removed: nothing returns what it adds")
     wanted = {(tap.module, tap.side, tap.call) for tap in unit.branch}
 
     def silence(place: tuple[str, str, int], value: Any) -> Any:
@@ -152,7 +156,7 @@ def feature_maps(model: nn.Module, images: Tensor, found: Sequence[Unit]) -> lis
     taps = []
     for unit in found:
         if unit.after is None or unit.after.layout is None:
-            raise UserError(f"the stream after unit {unit.index} ({unit.module}) cannot be read as a map")
+            raise UserError(f"the stream after {unit} cannot be read as a map")
         taps.append(unit.after)
     maps: dict[Tap, Tensor] = {}
     distinct = list(dict.fromkeys(taps))

@@ -1,6 +1,8 @@
-"""Random crops, flips and erasing of a whole batch at once, on whatever device it lies."""
+"""Random crops, flips, erasing and mixing of a whole batch at once, on whatever device it lies."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -43,3 +45,16 @@ def erase(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
     inside = (inside & (chosen < share)[:, None, None])[:, None].to(images.device)
     noise = torch.randn(images.shape, generator=generator).to(images.device)
     return torch.where(inside, noise, images)
+
+
+def mixing(
+    classes: int, mixup: float, cutmix: float, label_smoothing: float
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """A function of images and labels (B,) that returns them mixed; targets are soft (B, K) where anything softens them."""
+    from timm.data.mixup import Mixup, mixup_target
+
+    if mixup or cutmix:
+        return Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=classes)
+    if label_smoothing:
+        return lambda images, labels: (images, mixup_target(labels, classes, 1.0, label_smoothing))
+    return lambda images, labels: (images, labels)

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .data import at_least_one, dataset, in_colours, preprocessing, provenance
+from .augmentation import mixing
+from .data import at_least_one, dataset, in_colours, preparation, provenance
 from .errors import UserError, did_you_mean
 
 
@@ -32,6 +33,10 @@ class Augmentation:
     mixup: float = 1.0
     cutmix: float = 0.8
     label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.crop_pad is None and (self.flip or self.rand_augment):
+            raise UserError("crop_pad=None leaves images as in a test, so flip and rand_augment must be off; 0 crops nothing")
 
 
 #: The authors' ``configs/cifar100_vit.yaml``, their ``cifar100_vit_noaug.yaml``, and images as in a test.
@@ -87,10 +92,11 @@ def draw_batches(
     if len(found) < batch_size:
         raise UserError(f"{name} has {len(found)} images to draw from, fewer than a batch of {batch_size}")
     order = np.argsort(np.random.PCG64(seed).random_raw(len(found)))[: len(found) // batch_size * batch_size]
-    record = preprocessing(model)
-    with seeded(seed):
+    prepare, record = preparation(model, None)
+    if how.crop_pad is not None:
         prepare = augmenting(how, record, found[0][0])
-        mix = mixing(how, len(found.classes))
+    mix = mixing(len(found.classes), how.mixup, how.cutmix, how.label_smoothing)
+    with seeded(seed):
         drawn = []
         for chosen in order.reshape(-1, batch_size):
             items = [found[int(i)] for i in chosen]
@@ -112,18 +118,13 @@ def augmentation_named(augment: str | Augmentation) -> Augmentation:
 
 def augmenting(how: Augmentation, record: dict[str, Any], example: Image.Image) -> Callable[[Image.Image], Tensor]:
     """From a PIL image to what the model sees.  Small images are those that need no resizing."""
-    from timm.data import create_transform
     from timm.data.auto_augment import rand_augment_transform
     from torchvision.transforms import v2
 
-    channels, h, w = record["input_size"]
+    h, w = record["input_size"][1:]
     normalise = v2.Compose(
         [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(record["mean"], record["std"])]
     )
-    if how.crop_pad is None:
-        settings = {key: record[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
-        prepare = create_transform((channels, h, w), is_training=False, **settings)
-        return lambda image: in_colours(image, colours=record["colours"], then=prepare)
     same = (example.height, example.width) == (h, w)
     bicubic = v2.InterpolationMode.BICUBIC
     crop = v2.RandomCrop((h, w), padding=how.crop_pad) if same else v2.RandomResizedCrop((h, w), interpolation=bicubic)
@@ -139,17 +140,6 @@ def augmenting(how: Augmentation, record: dict[str, Any], example: Image.Image) 
         return in_colours(changed, colours=record["colours"], then=normalise)
 
     return prepare_changed
-
-
-def mixing(how: Augmentation, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A function of images and labels (B,) that returns them mixed; targets are soft (B, K) where anything softens them."""
-    from timm.data.mixup import Mixup, mixup_target
-
-    if how.mixup or how.cutmix:
-        return Mixup(how.mixup, how.cutmix, label_smoothing=how.label_smoothing, num_classes=classes)
-    if how.label_smoothing:
-        return lambda images, labels: (images, mixup_target(labels, classes, 1.0, how.label_smoothing))
-    return lambda images, labels: (images, labels)
 
 
 @contextmanager

@@ -414,9 +414,10 @@ def anatomy_of(model: str, pretrained: bool, at: Sequence[str] | None = None) ->
 def summary_of(model: str) -> str:
     """A model in a line: its word and size."""
     from .anatomy import spell
+    from .models.cost import parameters
 
     network, _, found = anatomy_of(model, pretrained=True)
-    return f"{spell(found)} ({len(found)} units, {sum(p.numel() for p in network.parameters()):,} parameters)"
+    return f"{spell(found)} ({len(found)} units, {parameters(network):,} parameters)"
 
 
 @app.command(
@@ -448,8 +449,7 @@ def train_command(
 
     given: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
     chosen = replace(named(recipe), **{name: value for name, value in given.items() if value is not None})
-    if (out / "model.json").exists() and not overwrite:
-        raise UserError(f"{out} holds a model already: choose another --out, or --overwrite")
+    refuse_model_there(out, overwrite)
     for line in train_to_folder(
         model,
         out,
@@ -491,6 +491,7 @@ def hybridize_command(
     from .anatomy import spell
     from .anatomy import units as units_of
     from .models import surgery
+    from .models.cost import parameters
     from .models.saved import describe, saved_folder
     from .models.zoo import save_model
     from .result import refuse_unwritable, writing
@@ -500,8 +501,7 @@ def hybridize_command(
         raise UserError("nothing to do: say which units with --units N,N,..., or --smooth")
     if drop and not chosen:
         raise UserError("--drop takes out the old branches of --units, and none are given")
-    if (out / "model.json").exists() and not overwrite:
-        raise UserError(f"{out} holds a model already: choose another --out, or --overwrite")
+    refuse_model_there(out, overwrite)
     refuse_unwritable(out)
     network, images, found = anatomy_of(model, pretrained)
     hybrid = network
@@ -516,7 +516,7 @@ def hybridize_command(
     with writing(out) as draft:
         save_model(hybrid, draft, spec=model, num_classes=getattr(hybrid, "num_classes", None), classes=classes)
     rows = [
-        {"model": name, "word": spell(its), "parameters": sum(weights.numel() for weights in one.parameters())}
+        {"model": name, "word": spell(its), "parameters": parameters(one)}
         for name, one, its in ((model, network, found), (str(out), hybrid, units_of(hybrid, images)))
     ]
     print_table(rows)
@@ -673,6 +673,11 @@ def repeated(argv: Sequence[str]) -> Iterator[str]:
         else:
             fresh = False
         yield word
+
+
+def refuse_model_there(out: Path, overwrite: bool) -> None:
+    if (out / "model.json").exists() and not overwrite:
+        raise UserError(f"{out} holds a model already: choose another --out, or --overwrite")
 
 
 def whole_numbers(text: str) -> list[int]:

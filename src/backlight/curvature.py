@@ -22,8 +22,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .anatomy import Unit, tensors
 from .errors import UserError
-from .numerics.lanczos import Density, Eigenpairs, Operator, density, dots, lanczos, norm, trace
-from .objective import Objective, Predicate, differentiable
+from .numerics.lanczos import Density, Eigenpairs, Operator, density, dot, lanczos, norm, trace
+from .objective import Objective, Predicate, differentiable, uncompiled
 
 __all__ = ["Density", "Eigenpairs", "Hessian", "Operator", "density", "lanczos", "of_module", "of_units", "trace"]
 
@@ -148,7 +148,7 @@ class Hessian:
     def sharpness(self) -> float:
         """Curvature along the gradient, g.Hg / g.g."""
         g = self.gradient
-        return _dot(g, self.matvec(g)) / (_dot(g, g) or 1.0)
+        return dot(g, self.matvec(g)) / (dot(g, g) or 1.0)
 
     def sam_sharpness(self, rho: float = 0.05) -> float:
         """Rise of the objective one step of length ``rho`` up the gradient, as SAM sees it (Foret et al. 2021)."""
@@ -218,7 +218,7 @@ class Hessian:
         if not (length := norm(first)):
             return {"symmetry": 0.0, "repeat": 0.0}
         u = first / length  # for a random u, u.Hv would be nearly zero whatever H is
-        symmetry = abs(_dot(u, first) - _dot(v, self.matvec(u))) / length
+        symmetry = abs(dot(u, first) - dot(v, self.matvec(u))) / length
         self._kept.clear()  # a kept graph repeats itself
         found = {"symmetry": symmetry, "repeat": norm(self.matvec(v) - first) / length}
         for what, wrong in {"repeat": "the same product twice", "symmetry": "|u.Hv - v.Hu|"}.items():
@@ -247,7 +247,7 @@ class Hessian:
             raise UserError(
                 f"the graph of {len(images)} images does not fit on {self.device}; {self._fitting(len(images))}"
             ) from error
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             if (module := _culprit(self.model, self._here(images[:2], images[:2])[0], self.objective.statistics)) is None:
                 raise
             reason = " ".join(str(error).split("\n")[0].split())
@@ -274,7 +274,7 @@ class Hessian:
 
 def _differentiable_model(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     """The model itself, or its copy in another type.  Errors: UserError for what has no second derivatives."""
-    model = getattr(model, "_orig_mod", model)
+    model = uncompiled(model)
     if isinstance(model, (DataParallel, DistributedDataParallel)):
         model = model.module
     for name, module in model.named_modules():
@@ -366,7 +366,7 @@ def _culprit(model: nn.Module, images: Tensor, statistics: str) -> str | None:
             for name, (module, args, kwargs) in reversed(received.items()):
                 if not _is_smooth(copy.deepcopy(module), args, kwargs):
                     return f"{name} ({type(module).__name__})" if name else type(module).__name__
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # the model does not run at all: the complaint that led here says more
         return None
     finally:
         for handle in handles:
@@ -392,7 +392,7 @@ def _is_smooth(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
             first = grad(out.square().sum(), leaves, create_graph=True, materialize_grads=True)
             if second := [g.square().sum() for g in first if g.requires_grad]:
                 torch.stack(second).sum().backward()
-        except (RuntimeError, NotImplementedError):
+        except RuntimeError:
             return False
     return True
 
@@ -402,10 +402,6 @@ def _is_smooth(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 def _flat(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.reshape(-1) for part in parts])
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return float(dots(a[None], b)[0])
 
 
 def _over_ranks(x: Tensor) -> Tensor:

@@ -39,12 +39,16 @@ def versions() -> Mapping[str, str]:
 
 def weights_sha256(model: nn.Module) -> str:
     """A hash of every parameter and buffer with its name, type and shape."""
+    return sha256({name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)})
+
+
+def sha256(*several: Mapping[str, torch.Tensor]) -> str:
+    """A hash of every number in these tensors, with its tensor's name, type and shape."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for tensors in several:
+        for name, tensor in tensors.items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -86,13 +86,12 @@ def differentiable(model: nn.Module, statistics: str = "running") -> Iterator[nn
     Dropout and drop path are off.  Batch norms use their running statistics, or with ``"batch"`` those of the batch; no
     buffer changes either way.  Attention runs through the math kernel: the fused ones have no second derivative.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = batch_norms(model)
     tracking = [norm.track_running_stats for norm in norms]
     with evaluating(model), plain_attention(), sdpa_kernel(SDPBackend.MATH):
         try:
             if statistics == "batch":
-                for norm in norms:
-                    norm.training, norm.track_running_stats = True, False
+                use_batch_statistics(model)
             yield model
         finally:
             for norm, tracked in zip(norms, tracking, strict=True):
@@ -102,7 +101,7 @@ def differentiable(model: nn.Module, statistics: str = "running") -> Iterator[nn
 @contextmanager
 def reestimated(model: nn.Module, batches: Iterable[Any]) -> Iterator[nn.Module]:
     """Within the block running statistics are averages over these batches at the present weights; after it the old ones."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    norms = [norm for norm in batch_norms(model) if norm.running_mean is not None]
     kept = [({name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)}, norm.momentum) for norm in norms]
     try:
         with evaluating(model), torch.no_grad():
@@ -121,6 +120,22 @@ def reestimated(model: nn.Module, batches: Iterable[Any]) -> Iterator[nn.Module]
                 norm.momentum = momentum
                 for name, buffer in buffers.items():
                     getattr(norm, name).copy_(buffer)
+
+
+def batch_norms(model: nn.Module) -> list[Any]:
+    """The batch norms of a model, of torch and of timm."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def use_batch_statistics(model: nn.Module) -> None:
+    """Let batch norms take mean and variance of the batch and leave their buffers alone, whatever the rest does."""
+    for norm in batch_norms(model):
+        norm.training, norm.track_running_stats = True, False
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """What ``torch.compile`` was given: it has the same weights and computes the same."""
+    return getattr(model, "_orig_mod", model)
 
 
 def refuse_other_targets(logits: Tensor, targets: Tensor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from .errors import UserError
+from .whole import write_whole
 
 
 class Pieces:
@@ -45,9 +45,7 @@ class Pieces:
         if self.folder is None:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            draft = self.folder / f".{name}-{os.getpid()}"
-            draft.write_bytes(save({key: np.ascontiguousarray(array) for key, array in arrays.items()}))
-            os.replace(draft, self.folder / f"{name}.safetensors")
+            content = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
+            write_whole(self.folder / f"{name}.safetensors", content)
         except OSError as error:
             raise UserError(f"cannot write {self.folder}: {error.strerror or error}; what is there is kept") from error

@@ -12,9 +12,7 @@ pass share one.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +25,7 @@ from . import analyses
 from .errors import UserError
 from .result import Result, load
 from .setup import Setup
+from .whole import write_whole
 
 if TYPE_CHECKING:
     from .batches import Batches
@@ -161,10 +160,10 @@ def _measure(
         reducers = {analyses.reducer_type(analysis): settings for analysis, settings in group.items()}
         return single_pass(model, watch(data, title), reducers, at=list(setup.at) or None, **shared)
     ((analysis, settings),) = group.items()
-    function = getattr(import_module(f".analyses.{analysis}", __package__), analysis)
+    module = import_module(f".analyses.{analysis}", __package__)
+    function = getattr(module, analysis)
     if analysis not in analyses.TRAINING_LOSS:
         return [function(model, watch(data, title), **settings, **shared)]
-    module = import_module(f".analyses.{analysis}", __package__)
     batches = _training_batches(model, analysis, settings, setup)
     rest = {key: value for key, value in settings.items() if key not in ("augment", "batches")}
     if "snapshots" in rest:
@@ -273,6 +272,7 @@ def _describe(folder: Path, name: str, model: Any, data: Any, setup: Setup) -> N
     """Write down what the model is: its word, and a line a unit."""
     from .analyses.single_pass import described, fit
     from .anatomy import spell, units
+    from .models.cost import parameters
 
     images, _ = next(iter(data))
     found = units(model, fit(images[:2], model))
@@ -281,7 +281,7 @@ def _describe(folder: Path, name: str, model: Any, data: Any, setup: Setup) -> N
         {
             "model": name,
             "word": spell(found),
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": parameters(model),
             "units": [
                 {**described(u), "shape": list(u.shape), "identity": u.identity, "removable": bool(u.branch)} for u in found
             ],
@@ -309,13 +309,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, document: Mapping[str, Any]) -> None:
-    """Write beside and rename."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}-", delete=False) as draft:
-            draft.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-        os.chmod(draft.name, 0o644)
-        os.replace(draft.name, file)
+        write_whole(file, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror}; choose another --out") from error
 

@@ -28,6 +28,11 @@ COLOURS = "plasma"
 def levels(results: Sequence[Landscape]) -> Array:
     """Heights that several surfaces share, each counted from its own lowest point, closer where it is low.  -> (BANDS + 1,)."""
     heights = np.concatenate([risen(result)[2].ravel() for result in results])
+    return spaced(heights)
+
+
+def spaced(heights: Array) -> Array:
+    """From 0 to the highest that is finite, closer where it is low.  Shapes: any -> (BANDS + 1,)."""
     most = float(np.max(heights[np.isfinite(heights)], initial=0)) or 1.0
     return most * np.linspace(0, 1, BANDS + 1) ** 2
 
@@ -35,7 +40,12 @@ def levels(results: Sequence[Landscape]) -> Array:
 def risen(result: Landscape, column: str | None = None) -> tuple[Array, Array, Array]:
     """A surface above its lowest point, so that models of different losses fit one scale.  Shapes: (X,), (Y,), (Y, X)."""
     x, y, z = result.surface(column)
-    return x, y, z - np.min(z[np.isfinite(z)], initial=np.inf) if np.isfinite(z).any() else z
+    return x, y, above_lowest(z)
+
+
+def above_lowest(z: Array) -> Array:
+    """Heights less the lowest that is finite; as they are if none is."""
+    return z - np.min(z[np.isfinite(z)], initial=np.inf) if np.isfinite(z).any() else z
 
 
 def figure(results: Sequence[Landscape], panels: Sequence[str] = ("surface",)) -> Figure:
@@ -154,11 +164,8 @@ def path(ax: Axes, result: Trajectory) -> None:
     x, y = (np.array([row[axis] for row in result.table]) for axis in "xy")
     over = "surface" in result.arrays
     if over:
-        z = result.arrays["surface"] - np.nanmin(
-            np.where(np.isfinite(result.arrays["surface"]), result.arrays["surface"], np.nan)
-        )
-        most = float(np.max(z[np.isfinite(z)], initial=0)) or 1.0
-        shared = most * np.linspace(0, 1, BANDS + 1) ** 2
+        z = above_lowest(result.arrays["surface"])
+        shared = spaced(z)
         places = (result.arrays["surface_x"], result.arrays["surface_y"])
         filled = ax.contourf(*places, np.ma.masked_invalid(z), levels=shared, cmap=COLOURS, norm=_norm(shared))
         bar = ax.figure.colorbar(filled, ax=ax, label="NLL above its lowest (nats)", pad=0.03, aspect=25, ticks=shared[::4])

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from timm.data.mixup import Mixup, mixup_target
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from .augmentation import crop, erase, flip
+from .augmentation import crop, erase, flip, mixing
 from .errors import UserError
 from .evidence import device_of, versions
 from .progress import clock
@@ -82,7 +81,7 @@ def train(model: nn.Module, data: TrainingSet, recipe: Recipe, *, seed: int = 0)
     skip: set[str] = getattr(model, "no_weight_decay", set)()
     groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=skip)
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
-    mix = _mixing(recipe, data.classes)
+    mix = mixing(data.classes, recipe.mixup, recipe.cutmix, recipe.label_smoothing)
     per_epoch = len(data.images) // recipe.batch_size
     steps = recipe.epochs * per_epoch
     mean, std = (torch.tensor(x, device=device).view(-1, 1, 1) for x in (data.mean, data.std))
@@ -183,13 +182,6 @@ def learning_rate(recipe: Recipe, step: int, per_epoch: int) -> float:
     if step < warmup:
         return recipe.lr * (step + 1) / warmup
     return recipe.lr / 2 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def _mixing(recipe: Recipe, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A function of images and labels (B,) that returns them mixed, the labels as soft targets (B, K)."""
-    if recipe.mixup or recipe.cutmix:
-        return Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes)
-    return lambda images, labels: (images, mixup_target(labels, classes, 1.0, recipe.label_smoothing))
 
 
 class _RandomState:

@@ -13,6 +13,7 @@ from xml.etree import ElementTree as xml
 import numpy as np
 
 from .errors import UserError
+from .whole import write_whole
 
 if TYPE_CHECKING:
     from .analyses.landscape import Landscape
@@ -37,8 +38,7 @@ def write_vtp(result: Landscape, path: str | Path, *, column: str | None = None,
     fields = {name: result.surface(name)[2].ravel() for name in result.table[0] if name not in ("x", "y")}
     document = polydata(points(x, y, z * scale), squares(np.isfinite(z)), fields)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(xml.tostring(document, encoding="utf-8", xml_declaration=True))
+        write_whole(path, xml.tostring(document, encoding="utf-8", xml_declaration=True))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return path

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..evidence import sha256
 from ..numerics import plane
 from ..numerics.plane import Weights
 from ..objective import Objective
@@ -51,7 +52,7 @@ class Plane:
             arrays["directions"] = np.stack([torch.cat([t.flatten() for t in d.values()]).cpu().numpy() for d in directions])
         facts = {
             **told,
-            "sha256": plane.sha256(directions),
+            "sha256": sha256(*directions),
             "lengths": lengths[1:].tolist(),
             "length_of_weights": float(lengths[0]),
             "cosine": float(products[1, 2] / (lengths[1] * lengths[2])) if len(directions) == 2 else None,

@@ -23,7 +23,7 @@ from ..anatomy import units
 from ..errors import UserError
 from ..evidence import evidence
 from ..numerics.bootstrap import Interval, mean_interval, statistic_interval
-from ..numerics.lanczos import Operator, dots, lanczos, norm
+from ..numerics.lanczos import Operator, dot, lanczos, norm, smoothed
 from ..objective import Objective, Predicate
 from ..pieces import Pieces
 from ..result import Claim, Result, Row, Verdict
@@ -150,14 +150,14 @@ def density(eigenvalues: Array, side: str, resamples: int = 1000, seed: int = 0)
     spread = min(filter(None, (seen.std(), (three - quarter) / 1.34)), default=0.0) or 0.1 * seen.max()
     width = 0.9 * spread * len(seen) ** -0.2
     grid = np.linspace(0, seen.max() + 3 * width, POINTS)
-    curves = normal((grid[:, None, None] - abs(eigenvalues)) / width) + normal((grid[:, None, None] + abs(eigenvalues)) / width)
-    each = np.where(chosen, curves, 0).mean(2).T / width  # (batches, POINTS)
+    each = np.stack(
+        [
+            smoothed(grid, np.concatenate([-row, row]), np.tile(counted, 2) / len(row), width)
+            for row, counted in zip(eigenvalues, chosen, strict=True)
+        ]
+    )  # (batches, POINTS)
     found = np.stack([sign * grid, *mean_interval(each, resamples=resamples, seed=seed)])
     return found[:, ::sign]
-
-
-def normal(z: Array) -> Array:
-    return np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
 
 
 def _claim(nep: Interval, top: int) -> Claim:
@@ -229,11 +229,11 @@ def power_iteration(
         last, agreed = None, False
         for _ in range(steps):
             for other in vectors:
-                v = v - float(dots(v[None], other)[0]) * other
+                v = v - dot(v, other) * other
             v = _unit(v)
             product = operator.matvec(v)
             matvecs += 1
-            quotient = float(dots(product[None], v)[0])
+            quotient = dot(product, v)
             residual = norm(product - quotient * v)
             v = _unit(product)
             if agreed := last is not None and abs(last - quotient) / (abs(last) + 1e-6) < tol:

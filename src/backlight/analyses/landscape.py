@@ -23,7 +23,7 @@ from ..errors import UserError, did_you_mean
 from ..evidence import evidence
 from ..numerics import plane, relief
 from ..numerics.bootstrap import Interval, counts, mean_interval
-from ..objective import Objective, Predicate, everything, soft_cross_entropy
+from ..objective import Objective, Predicate, everything, soft_cross_entropy, uncompiled
 from ..pieces import Pieces
 from ..result import Claim, Result, Row, columns
 from ..trace import plain_attention
@@ -139,7 +139,7 @@ def landscape(
     )
     if not (len(shard) == 2 and 0 <= shard[0] < shard[1]):
         raise UserError(f"shard={shard!r}: it is (rank, world) with 0 <= rank < world")
-    model = getattr(model, "_orig_mod", model)  # a compiled model is slow to change; what is inside computes the same
+    model = uncompiled(model)  # slow to change
     objective = Objective(loss, weight_decay, decayed, statistics)
     refuse_unfit(model)
     images = Images.held(model, batches, objective)
@@ -212,7 +212,7 @@ def plan(
     **others: Any,
 ) -> Plan:
     """What ``landscape`` with these settings will cost, from the second pass over one batch.  Takes all settings of it."""
-    model = getattr(model, "_orig_mod", model)
+    model = uncompiled(model)
     refuse_unfit(model)
     objective = Objective(loss, statistics=statistics)
     images = Images.held(model, batches, objective)

@@ -23,7 +23,7 @@ from ..numerics.bootstrap import mean_interval
 from ..numerics.calibration import scores
 from ..result import Claim, Result, Row, columns
 from .calibration import labelled
-from .single_pass import described, fit, named, refuse_other_classes, split
+from .single_pass import described, fit, refuse_other_classes, split
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,7 @@ def lesion(
             row |= columns(score, (x[i, s] for x in own)) | columns(f"{score}_change", (x[i, s] for x in paired))
     facts = evidence(model, data, images=seen.shape[2], resamples=resamples, seed=seed) | {
         "seconds": round(time.perf_counter() - started, 3),
-        "left_out": [named(unit) for unit in left_out],
+        "left_out": [str(unit) for unit in left_out],
         "whole": {score: [float(x[0, s]) for x in own] for s, score in enumerate(SCORES)},
     }
     return Lesion(name or type(model).__name__, table, _claims(found, change[1:, 0], resamples, seed), facts)

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError
-from ..evidence import device_of, dtype_of
-from ..numerics import plane
+from ..evidence import device_of, dtype_of, sha256
 from ..numerics.plane import Weights
-from ..objective import Objective, reestimated, refuse_other_targets
+from ..objective import Objective, batch_norms, reestimated, refuse_other_targets, use_batch_statistics
 from ..trace import plain_attention, tensors
 from .single_pass import refuse_other_classes, split
 
@@ -64,7 +62,7 @@ class Images:
         return Images([(x.to(torch.bfloat16, memory_format=torch.channels_last), y) for x, y in self.batches])
 
     def sha256(self) -> str:
-        return plane.sha256({f"images {i}": x, f"targets {i}": y} for i, (x, y) in enumerate(self.batches))
+        return sha256(*({f"images {i}": x, f"targets {i}": y} for i, (x, y) in enumerate(self.batches)))
 
     def scores(self, model: nn.Module, objective: Objective) -> np.ndarray:
         """Loss, correct (0 or 1) and confidence of each image; what is not a number stays so.  Shapes: -> (3, n) float64.
@@ -124,8 +122,8 @@ def copied(model: nn.Module, statistics: str = "running") -> nn.Module:
         found = copy.deepcopy(model).eval().requires_grad_(False)
     except (RuntimeError, TypeError) as error:
         raise UserError(f"{type(model).__name__} cannot be copied, and a landscape moves a copy: {error}") from error
-    for norm in _batch_norms(found) if statistics == "batch" else []:
-        norm.training, norm.track_running_stats = True, False
+    if statistics == "batch":
+        use_batch_statistics(found)
     return found
 
 
@@ -161,7 +159,7 @@ class Rounded:
         self.mover = mover
         self.model = copy.deepcopy(mover.model).to(torch.bfloat16)
         self.model = self.model.to(memory_format=torch.channels_last)
-        for norm, exact in zip(_batch_norms(self.model), _batch_norms(mover.model), strict=True):
+        for norm, exact in zip(batch_norms(self.model), batch_norms(mover.model), strict=True):
             norm.float().load_state_dict(exact.state_dict())
         own, rounded = dict(mover.model.named_parameters()), dict(self.model.named_parameters())
         places = {id(p): name for name, p in own.items()}
@@ -172,7 +170,3 @@ class Rounded:
         self.mover.at(*coordinates)
         torch._foreach_copy_(self.moved, self.mover.moved)
         return self.model
-
-
-def _batch_norms(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]

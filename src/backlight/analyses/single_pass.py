@@ -175,12 +175,7 @@ def refuse_other_classes(logits: Tensor, data: Any) -> None:
 
 def unreadable(anatomy: Anatomy) -> list[str]:
     """The units after which the stream is no map with two rows and two columns at least, each with its module."""
-    return [named(unit) for unit in anatomy.units if anatomy.after(unit) is None]
-
-
-def named(unit: Unit) -> str:
-    """A unit as evidence names it."""
-    return f"unit {unit.index} ({unit.module})"
+    return [str(unit) for unit in anatomy.units if anatomy.after(unit) is None]
 
 
 def described(unit: Unit) -> dict[str, Any]:

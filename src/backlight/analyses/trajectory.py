@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..errors import UserError
-from ..evidence import evidence
+from ..evidence import evidence, sha256
 from ..numerics import plane
 from ..numerics.bootstrap import mean_interval
-from ..objective import Objective, Predicate, everything, soft_cross_entropy
+from ..objective import Objective, Predicate, everything, soft_cross_entropy, uncompiled
 from ..pieces import Pieces
 from ..result import Claim, Result, Row, columns
 from ..trace import plain_attention
@@ -65,7 +65,7 @@ def trajectory(
     Errors: UserError for fewer than three different points, or snapshots of another model.
     """
     started = time.perf_counter()
-    model = getattr(model, "_orig_mod", model)
+    model = uncompiled(model)
     objective = Objective(loss, weight_decay, decayed, statistics)
     refuse_unfit(model)
     images = Images.held(model, batches, objective)
@@ -93,7 +93,7 @@ def trajectory(
         "explained_by": "share of the variance of the path about its mean",
         "polar_warning": WARNING,
         "parameters": {"in_the_path": sum(w.numel() for w in path[-1].values())},
-        "snapshots_sha256": [plane.sha256([point]) for point in path],
+        "snapshots_sha256": [sha256(point) for point in path],
         "switched_off": "dropout and drop path",
         "seconds": round(time.perf_counter() - started, 3),
     }  # fmt: skip

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from timm.layers import Attention
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn.functional import unfold
 
 from ..errors import UserError
-from .alternet import CIFAR_100
+from .cifar import VIT_TI, configuration, create
 
 
 class NeighbourAttention(Attention):
@@ -70,13 +70,10 @@ class LocalViT(VisionTransformer):
                 module.kernel, module.size = kernel, self.patch_embed.grid_size
 
 
-LOCAL_VIT_TI: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
-CONFIGURATION = CIFAR_100 | {"first_conv": "patch_embed.proj", "classifier": "head", "pool_size": None}
-default_cfgs = generate_default_cfgs({"local_vit_ti_cifar": CONFIGURATION | {"fixed_input_size": True}})
+default_cfgs = generate_default_cfgs({"local_vit_ti_cifar": configuration("local_vit_ti_cifar")})
 
 
 @register_model
 def local_vit_ti_cifar(pretrained: bool = False, **arguments: Any) -> LocalViT:
     """``?kernel=3``, 5, 7, or ``none`` for all 8 x 8 tokens."""
-    arguments = LOCAL_VIT_TI | {"qkv_bias": False} | arguments
-    return build_model_with_cfg(LocalViT, "local_vit_ti_cifar", pretrained, feature_cfg={"feature_cls": "getter"}, **arguments)
+    return create(LocalViT, "local_vit_ti_cifar", pretrained, VIT_TI | {"patch_size": 4}, arguments)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..errors import Unavailable, UserError
+from ..whole import write_whole
 from .preprocessing import preprocessing_of
 from .surgery import surgery_of
 
@@ -60,9 +61,8 @@ def save_model(
     }
     text = json.dumps(description, indent=2)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / WEIGHTS, weights)
-        write(folder / DESCRIPTION, text.encode())
+        write_whole(folder / WEIGHTS, weights)
+        write_whole(folder / DESCRIPTION, text.encode())
     except OSError as error:
         raise UserError(f"the model cannot be written to {folder}: {error.strerror or error}") from error
     return folder
@@ -128,13 +128,3 @@ def untied(model: nn.Module) -> dict[str, Any]:
             seen.add(place)
             kept[name] = tensor
     return kept
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -207,7 +207,7 @@ class Site:
         (h, w), (rows, columns) = (layout.size for layout in self.layouts)
         stride = max(1, round(h / rows))
         if (-(-h // stride), -(-w // stride)) != (rows, columns):
-            raise UserError(f"{called(self.unit)} makes {rows} x {columns} of a {h} x {w} map, which no stride does")
+            raise UserError(f"{self.unit} makes {rows} x {columns} of a {h} x {w} map, which no stride does")
         return stride
 
 
@@ -220,14 +220,14 @@ def site_of(model: nn.Module, images: Tensor, unit: Unit, *, from_stream: bool) 
         seen = trace(model, images)
     ends = [tap.module for tap in unit.branch if tap.side == "output" and seen.times_called[tap.module] == 1]
     if len(unit.branch) != 1 or not ends:
-        raise UserError(f"{called(unit)} cannot be operated on: no module that runs once returns its branch")
+        raise UserError(f"{unit} cannot be operated on: no module that runs once returns its branch")
     if any(ends[0] == path or ends[0].startswith(f"{path}.") for path, _ in open_blends(model)):
-        raise UserError(f"{called(unit)} has a replacement already: drop the original first")
+        raise UserError(f"{unit} has a replacement already: drop the original first")
     sites = [] if from_stream else [whole_branch(seen, unit, ends[0], forms_of_results(model, images))]
     for site in [*sites, spliced_branch(seen, unit, ends[0])]:
         if site and site.read.layout and site.write.layout:
             return site
-    raise UserError(f"{called(unit)} cannot be operated on: its branch does not read and return maps where modules do")
+    raise UserError(f"{unit} cannot be operated on: its branch does not read and return maps where modules do")
 
 
 def whole_branch(seen: Trace, unit: Unit, end: str, forms: Mapping[str, int | None]) -> Site | None:
@@ -329,7 +329,7 @@ def graft(model: nn.Module, images: Tensor, index: int, to: str, attention: Call
     unit = numbered(found, index)
     if unit.kind not in REPLACES[to]:
         kinds = " or ".join(REPLACES[to])
-        raise UserError(f"{called(unit)} is of kind {unit.kind}: only {kinds} becomes {to}; `backlight units` lists the kinds")
+        raise UserError(f"{unit} is of kind {unit.kind}: only {kinds} becomes {to}; `backlight units` lists the kinds")
     site = site_of(model, images, unit, from_stream=to == "blur")
     if to == "attention":
         branch = attention(site, *old_branch(model, images, site))
@@ -337,7 +337,7 @@ def graft(model: nn.Module, images: Tensor, index: int, to: str, attention: Call
         branch = separable_branch(*site.channels, site.stride)
     else:
         if not unit.identity or site.stride != 1:
-            raise UserError(f"{called(unit)} changes the stream's shape: a blur takes the place of none such")
+            raise UserError(f"{unit} changes the stream's shape: a blur takes the place of none such")
         branch = BlurDifference()
     like = weight_of(model)
     new = mapped(branch, *site.layouts, site.read.shape).to(like.device, like.dtype)
@@ -419,7 +419,7 @@ def blur_after(model: nn.Module, images: Tensor, unit: Unit, gate: float) -> Non
     stream = next((call for call in seen.calls if unit.after and passes(call, unit.after)), None)
     paths = [path for path, _ in stream.returned if seen.times_called[path] == 1] if stream else []
     if not stream or not stream.layout or not paths:
-        raise UserError(f"the stream after {called(unit)} is not a map that a module returns: it cannot be smoothed there")
+        raise UserError(f"the stream after {unit} is not a map that a module returns: it cannot be smoothed there")
     branch = mapped(BlurDifference(), stream.layout, stream.layout, stream.shape)
     like = weight_of(model)
     new = Smooth(branch.to(like.device, like.dtype), nn.Parameter(like.new_tensor(gate))).train(model.training)
@@ -481,10 +481,6 @@ def holds(model: nn.Module, path: str) -> bool:
 
 def size(modules: Sequence[nn.Module]) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
-
-
-def called(unit: Unit) -> str:
-    return f"unit {unit.index} ({unit.module})"
 
 
 def numbered(found: Sequence[Unit], index: int) -> Unit:

@@ -182,7 +182,8 @@ def from_official(spelling: Spelling, *, pretrained: bool, num_classes: int | No
         raise UserError(f"{spelling.name} is {error}") from error
     if num_classes not in (None, model.num_classes):
         model.reset_classifier(num_classes)  # type: ignore[operator]
-    return with_preprocessing(model, preprocessing_of(model) | {"num_classes": model.num_classes})
+        with_preprocessing(model, preprocessing_of(model) | {"num_classes": num_classes})
+    return model
 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {

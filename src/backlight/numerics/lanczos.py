@@ -172,7 +172,7 @@ def trace(operator: Operator, *, probes: int = 16, seed: int = 0) -> Interval:
     """The sum of all eigenvalues with a 95% interval over probes; exact for a diagonal operator.  Costs ``probes`` products."""
     if probes < 1:
         raise UserError(f"a trace needs at least 1 probe, got {probes}")
-    samples = [float(dots(operator.matvec(z)[None], z)[0]) for z in signs(operator, probes, seed)]
+    samples = [dot(operator.matvec(z), z) for z in signs(operator, probes, seed)]
     return mean_interval(np.array(samples), seed=seed)
 
 
@@ -239,9 +239,14 @@ def dots(rows: Tensor, v: Tensor) -> Tensor:
     return torch.stack(parts).cpu().double().sum(0)
 
 
+def dot(a: Tensor, b: Tensor) -> float:
+    """The inner product of two vectors (P,), as `dots` sums it."""
+    return float(dots(a[None], b)[0])
+
+
 def norm(v: Tensor) -> float:
     """Euclidean length, also where squares of the entries would vanish."""
-    length = math.sqrt(float(dots(v[None], v)[0]))
+    length = math.sqrt(dot(v, v))
     largest = float(v.abs().max()) if length < 1e-10 else 0.0
     return largest * norm(v / largest) if largest else length
 

@@ -7,7 +7,6 @@ are summed in float64: over ten million entries float32 loses the third digit.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -88,16 +87,6 @@ def combination(coefficients: Iterable[float], vectors: Sequence[Weights]) -> di
         return total.to(like)
 
     return {name: summed(name, w) for name, w in vectors[0].items()}
-
-
-def sha256(vectors: Iterable[Weights]) -> str:
-    """A hash of every number in them."""
-    digest = hashlib.sha256()
-    for vector in vectors:
-        for name, tensor in vector.items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 # --- inner products, and what follows from them alone
