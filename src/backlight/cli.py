@@ -98,6 +98,38 @@ def shares_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_setup
 
 
+def overrules_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each field of a recipe; it receives those given as its first argument, a mapping."""
+    from .recipes import Recipe
+
+    hints, kinds = get_type_hints(command, include_extras=True), get_type_hints(Recipe)
+    own = [p.replace(annotation=hints[p.name]) for p in inspect.signature(command).parameters.values()][1:]
+    told = {field.name: recipe_option(field.name, kinds[field.name], field.metadata["help"]) for field in fields(Recipe)}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    added = [inspect.Parameter(name, keyword, default=None, annotation=hint) for name, hint in told.items()]
+
+    @functools.wraps(command)
+    def with_changes(*args: Any, **options: Any) -> None:
+        given = {name: options.pop(name) for name in told}
+        if isinstance(given["milestones"], str):
+            given["milestones"] = tuple(whole_numbers(given["milestones"])) if given["milestones"] else ()
+        command({name: value for name, value in given.items() if value is not None}, *args, **options)
+
+    with_changes.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+    with_changes.__annotations__ = {p.name: hints[p.name] for p in own} | told
+    return with_changes
+
+
+def recipe_option(name: str, kind: Any, about: str) -> Any:
+    """The option that overrules a field of the recipe."""
+    if kind is bool:
+        word = name.replace("_", "-")
+        return Annotated[bool | None, typer.Option(f"--{word}/--no-{word}", help=about)]
+    shown = kind if kind in (int, float, str) else str
+    metavar = None if kind in (int, float, str) else "N,N,..."
+    return Annotated[shown | None, typer.Option(help=about, metavar=metavar)]
+
+
 # --- the analyses
 
 
@@ -423,48 +455,58 @@ def summary_of(model: str) -> str:
 @app.command(
     "train",
     help="Train a model and save it where the zoo finds it again.\n\n"
-    "Example: backlight train 'word:ccc cca?block=basic&dim=16&stem=cifar&in_chans=1' --data fashion --out runs/mine",
+    "Example: backlight train 'word:ccc cca?block=basic&dim=16' --data fashion --out runs/mine\n\n"
+    "Options from --epochs on overrule the recipe's fields.  What was stopped goes on with --resume; --seeds 0,1,2 trains "
+    "three into folders of --out.  Several GPUs: torchrun --nproc-per-node N -m backlight train ...",
 )
+@overrules_recipe
 def train_command(
+    changes: Mapping[str, Any],
     model: Model,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder that will hold the model.")],
-    data: Annotated[str, typer.Option(help="A data set of small images of one size.")] = "fashion",
+    *,
+    data: Annotated[str, typer.Option(help="A data set by name, or a folder; see: backlight data --help.")] = "fashion",
     recipe: Annotated[str, typer.Option(help="See: backlight recipes.")] = "fashion",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Train on a stratified subset.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Train on a stratified subset of N images.")] = None,
+    fraction: Annotated[float, typer.Option(help="Train on this share of the images, stratified.")] = 1.0,
+    hold: Annotated[str, typer.Option(help="With fewer images: hold epochs or steps.")] = "epochs",
+    held_out: Annotated[float, typer.Option(help="Share of the training images to evaluate on, not the test images.")] = 0.0,
+    snapshots: Annotated[str, typer.Option(metavar="A,B,...", help="init, warmup or epochs: models of these moments.")] = "",
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Annotated[str, typer.Option()] = "auto",
+    seeds: Annotated[str | None, typer.Option(metavar="N,N,...", help="Train once a seed, into DIR/seed-N.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is there; begin where there is nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what is there first.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the model first.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads: the last digits depend on them.")] = None,
-    data_root: Annotated[str | None, typer.Option(metavar="DIR")] = None,
-    download: Annotated[bool, typer.Option("--download")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is there.")] = False,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode large images.")] = None,
+    data_root: Annotated[str | None, typer.Option(metavar="DIR", help="Where named data sets lie.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Allow downloading the data.")] = False,
+    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Between checkpoints; 0 makes one a step.")] = 60.0,
+    log: Annotated[str | None, typer.Option(help="Metrics also to tensorboard or wandb.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    from dataclasses import replace
-
+    from .progress import followed
     from .recipes import recipe as named
-    from .training import train_to_folder
+    from .runs import Run, over_seeds, train_to_folder
 
-    given: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
-    chosen = replace(named(recipe), **{name: value for name, value in given.items() if value is not None})
-    refuse_model_there(out, overwrite)
-    for line in train_to_folder(
-        model,
-        out,
-        chosen,
-        data=data,
-        limit=limit,
-        seed=seed,
-        device=device,
-        threads=threads,
-        data_root=data_root,
-        download=download,
-    ):
-        if not quiet:
-            say(line)
-    print(out)
+    names = tuple(filter(None, snapshots.replace(" ", "").split(",")))
+    asked = Run(model, data, named(recipe, **changes), seed, limit, fraction, hold, held_out, names)
+    settings: dict[str, Any] = {
+        "resume": resume,
+        "overwrite": overwrite,
+        "device": device,
+        "threads": threads,
+        "compile": compiled,
+    }
+    settings |= {"workers": workers, "data_root": data_root, "download": download, "log": log}
+    settings["checkpoint_seconds"] = checkpoint_seconds
+    if seeds is None:
+        followed(train_to_folder(asked, out, **settings), model, quiet=quiet)
+    else:
+        followed(over_seeds(asked, out, whole_numbers(seeds), **settings), model, quiet=quiet)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(out)
 
 
 @app.command(

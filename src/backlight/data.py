@@ -40,7 +40,7 @@ FASHION = Path(__file__).parent / "assets" / "fashion"
 
 
 def load_data(
-    name: str,
+    name: str | ImageSet,
     *,
     model: nn.Module | None = None,
     split: str = "test",
@@ -52,7 +52,7 @@ def load_data(
     download: bool = False,
     transform: Callable[[Image.Image], Tensor] | None = None,
 ) -> Data:
-    """Batches of a data set, prepared as the model wants them.
+    """Batches of a data set, by name or one that `dataset` gave, prepared as the model wants them.
 
     Without a model the images keep their size, as pixels in [0, 1].  A transform replaces the model's preparation: it
     takes a PIL image in the model's colours and returns a tensor (C, H, W).
@@ -60,7 +60,7 @@ def load_data(
     Errors: UserError for a wrong name, split or limit and for bad data; Unavailable for data that is not here.
     """
     at_least_one("batch_size", batch_size)
-    found = open_data(name, split, root=root, download=download, limit=limit, seed=seed)
+    found = open_data(name, split, root=root, download=download, limit=limit, seed=seed) if isinstance(name, str) else name
     prepare, record = preparation(model, transform)
     example = found[0][0] if isinstance(found, ImageSet) else next(iter(found))[0]
     shape = tuple(prepare(example).shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 #: Seconds between lines where there is no terminal: a log of an hour stays a page.
@@ -52,6 +52,37 @@ def _bar(data: Any, what: str) -> Iterator[Any]:
         for batch in data:
             yield batch
             progress.advance(task)
+
+
+def followed(moments: Iterable[Any], what: str, *, quiet: bool) -> None:
+    """Show a long run on standard error: its lines as they come, its progress (step, steps, text) as a bar or now and then."""
+    if quiet:
+        for _ in moments:
+            pass
+    elif sys.stderr.isatty():
+        _followed_bar(moments, what)
+    else:
+        said = 0.0
+        for moment in moments:
+            if isinstance(moment, str):
+                print(moment, file=sys.stderr, flush=True)
+            elif time.monotonic() - said > PAUSE or moment.step == moment.steps:
+                said = time.monotonic()
+                print(f"step {moment.step} of {moment.steps}, {moment.text}", file=sys.stderr, flush=True)
+
+
+def _followed_bar(moments: Iterable[Any], what: str) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(what)
+        for moment in moments:
+            if isinstance(moment, str):
+                progress.console.print(moment, markup=False, highlight=False)
+            else:
+                progress.update(task, completed=moment.step, total=moment.steps, description=moment.text)
 
 
 def _lines(data: Any, what: str, unit: str) -> Iterator[Any]:

@@ -1,29 +1,43 @@
 """Training, as a loop that yields its steps: what to print, save or stop is a few lines around it.
 
-for step in train(model, data, recipe):
+for step in train(model, images, recipe):
     print(step.epoch, step.loss)
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from .augmentation import crop, erase, flip, mixing
+from .augmentation import crop, erase, flip, mixed, mixed_targets
+from .chance import Part, parts
 from .errors import UserError
-from .evidence import device_of, versions
-from .progress import clock
+from .evidence import device_of
+from .rand_augment import Policy, rand_augment
 from .recipes import Recipe
-from .result import refuse_unwritable, writing
+from .training_images import TrainingImages, TrainingSet
+
+
+def train(model: nn.Module, images: TrainingImages, recipe: Recipe, *, seed: int = 0, compile: bool = False) -> Training:
+    """Train ``model`` in place, on the device where it is, a step an iteration.
+
+    Under torchrun or ``accelerate launch`` each process works off its share of every batch.
+    Errors: UserError for a recipe that does not fit the images, and when the loss is no longer a number.
+    """
+    return Training(model, images, recipe, seed=seed, compile=compile)
 
 
 @dataclass(frozen=True)
@@ -33,180 +47,269 @@ class Step:
     step: int  # from 1
     steps: int  # in all
     epoch: int  # from 0
-    loss: float  # soft-label cross-entropy of the augmented batch, nats
     lr: float
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """Images of one size, kept in memory as they are, and how they are normalised.  Shapes: (N, C, H, W) uint8, (N,)."""
-
-    images: Tensor
-    labels: Tensor
-    classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @classmethod
-    def of(cls, images: np.ndarray, labels: np.ndarray, classes: int) -> TrainingSet:
-        """From arrays as ``data.as_arrays`` gives them, normalised by their own mean and deviation, channel by channel."""
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-        scaled = [pixels[:, c].double() / 255 for c in range(pixels.shape[1])]
-        mean = tuple(round(channel.mean().item(), 4) for channel in scaled)
-        std = tuple(round(channel.std().item(), 4) for channel in scaled)
-        return cls(pixels, torch.from_numpy(np.asarray(labels)).long(), classes, mean, std)
+    mean_loss: Tensor  # () soft-label cross-entropy of this process's augmented images, nats
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What a model trained on this set expects of its images, in timm's words."""
+    def loss(self) -> float:
+        """The loss as a number; a GPU is waited for."""
+        return self.mean_loss.item()
+
+
+class Training:
+    """A training under way.  Iterating goes on from ``step``; `state_dict` is all that going on needs.
+
+    kept: the model whose weights are the average of `Recipe.ema`, else the model itself.
+    """
+
+    def __init__(self, model: nn.Module, images: TrainingImages, recipe: Recipe, *, seed: int, compile: bool) -> None:
+        self.device = device_of(model)
+        self.accelerator = accelerator(self.device, recipe.precision)
+        processes = self.accelerator.num_processes
+        refuse_misfit(recipe, len(images), processes)
+        self.model, self.recipe, self.seed = model, recipe, seed
+        # Not on the CPU: torch 2.15 frees memory twice in the backward of a channels-last convolution of one channel.
+        self.layout = torch.channels_last if self.device.type == "cuda" else torch.preserve_format
+        model.to(memory_format=self.layout)
+        self.images: TrainingImages = images.on(self.device) if isinstance(images, TrainingSet) else images
+        self.step, self.per_epoch = 0, len(images) // recipe.batch_size
+        self.steps = recipe.epochs * self.per_epoch
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.kept = deepcopy(model).eval() if recipe.ema else model
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer(model, recipe))
+        self.network: Any = torch.compile(model) if compile else model
+        if processes > 1:
+            self.network = DistributedDataParallel(self.network, [self.device] if self.device.type == "cuda" else None)
+        self.normalisation = [torch.tensor(x, device=self.device).view(-1, 1, 1) for x in (images.mean, images.std)]
+        self._unchecked: tuple[Tensor, int, float] | None = None
+
+    def __iter__(self) -> Iterator[Step]:
+        fetched = self.images.fetch(self._parts(), self.recipe.crop_scale)
+        self.model.train()
+        try:
+            while self.step < self.steps:
+                batches = [self._batch(*next(fetched)) for _ in range(self.recipe.accumulate)]
+                rate = learning_rate(self.recipe, self.step, self.per_epoch)
+                loss = self._update(batches, rate)
+                self.step += 1
+                yield Step(self.step, self.steps, (self.step - 1) // self.per_epoch, rate, loss)
+            self._check()
+        finally:
+            self.model.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step, weights, their average, and what the optimizer and the loss's scale remember.
+
+        Errors: UserError if the last loss was no number.
+        """
+        self._check()
+        scaler = self.accelerator.scaler
         return {
-            "input_size": list(self.images.shape[1:]),
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "crop_mode": "center",
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "kept": self.kept.state_dict() if self.recipe.ema else {},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
         }
 
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.recipe.ema:
+            self.kept.load_state_dict(state["kept"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
 
-def train(model: nn.Module, data: TrainingSet, recipe: Recipe, *, seed: int = 0) -> Iterator[Step]:
-    """Train ``model`` in place, on the device where it is, a step an iteration.
+    def _parts(self) -> Iterator[Part]:
+        """This process's share of every batch to come."""
+        share = {"process": self.accelerator.process_index, "processes": self.accelerator.num_processes}
+        about = {"cropped": self.images.cropped, "seed": self.seed, **share}
+        for step in range(self.step, self.steps):
+            yield from parts(self.recipe, len(self.images), self.images.size, step=step, **about)
 
-    Every random choice comes from ``seed``.  Errors: UserError when the loss is no longer a number.
-    """
-    if recipe.batch_size > len(data.images):
-        raise UserError(f"a batch of {recipe.batch_size} is more than the {len(data.images)} training images")
-    device = device_of(model)
-    generator = torch.Generator().manual_seed(seed)
-    skip: set[str] = getattr(model, "no_weight_decay", set)()
-    groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=skip)
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
-    mix = mixing(data.classes, recipe.mixup, recipe.cutmix, recipe.label_smoothing)
-    per_epoch = len(data.images) // recipe.batch_size
-    steps = recipe.epochs * per_epoch
-    mean, std = (torch.tensor(x, device=device).view(-1, 1, 1) for x in (data.mean, data.std))
-    model.train()
-    random = _RandomState(seed, device)
-    for step in range(steps):
-        if step % per_epoch == 0:
-            order = torch.randperm(len(data.images), generator=generator)
-        chosen = order[(step % per_epoch) * recipe.batch_size :][: recipe.batch_size]
-        images = (data.images[chosen].to(device).float() / 255 - mean) / std
-        images = augmented(images, recipe, generator)
-        with random:
-            images, targets = mix(images, data.labels[chosen].to(device))
-            loss = nn.functional.cross_entropy(model(images), targets)
+    def _batch(self, part: Part, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the model sees, and what it is to say.  Shapes: (m, C, H, W) uint8 -> (own, C, H, W), (own,) or (own, K)."""
+        recipe = self.recipe
+        mean, std = self.normalisation
+        grey = [round(255 * m) for m in self.images.mean]
+        seen = changed(pixels.to(self.device, non_blocking=True), part, recipe, cropped=self.images.cropped, grey=grey)
+        seen = (seen.float() / 255 - mean) / std
+        if recipe.erase:
+            seen = erase(seen, part.numbers["erase"], recipe.erase)
+        labels = self.images.labels[part.images]
+        targets = labels[: part.own]
+        if recipe.mixup or recipe.cutmix or recipe.label_smoothing:
+            targets = mixed_targets(targets, labels[part.partners], self.images.classes, part.lam, recipe.label_smoothing)
+        images = mixed(seen[: part.own], seen[part.partners.to(self.device)], part.lam, part.box) if part.lam < 1 else seen
+        return images.to(memory_format=self.layout), targets.to(self.device, non_blocking=True)
+
+    def _update(self, batches: Sequence[tuple[Tensor, Tensor]], rate: float) -> Tensor:
+        """Move the weights once, and return the loss before.  Errors: UserError if it is no number, the weights unmoved."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with out_of_memory_named(self.recipe):
+            loss = self._gradient(batches)
+            self._check()
+            self._unchecked = loss, self.step + 1, rate
+            if self.device.type == "cpu":
+                self._check()
+            if self.recipe.sam:
+                with climbed(self.parameters, self.recipe.sam), frozen_statistics(self.model):
+                    self._gradient(batches)
+            if self.recipe.clip:
+                self.accelerator.clip_grad_norm_(self.parameters, self.recipe.clip)
+            self.optimizer.step()
+        if self.recipe.ema:
+            average_into(self.kept, self.model, self.recipe.ema, self.step)
+        return loss
+
+    def _check(self) -> None:
+        """Errors: UserError if the loss is no number.  A GPU's is looked at a step late, when it is there without waiting."""
+        loss, step, rate = self._unchecked or (torch.zeros(()), 0, 0.0)
+        self._unchecked = None
         if not math.isfinite(loss.item()):
-            raise UserError(f"the loss is {loss.item()} at step {step + 1}: lower the learning rate ({recipe.lr})")
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, step, per_epoch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if recipe.clip:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
-        yield Step(step + 1, steps, step // per_epoch, loss.item(), optimizer.param_groups[0]["lr"])
-    model.eval()
+            at = f"at step {step}, learning rate {rate:.3g}"
+            raise UserError(f"the loss is {loss.item()} {at}: lower the highest learning rate, {self.recipe.lr:g}")
+
+    def _gradient(self, batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The mean loss, its gradient left on the parameters, averaged over processes.  Dropout draws from (seed, step)."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        with own_random_numbers(self.device, (self.seed, self.step, self.accelerator.process_index)):
+            for i, (images, targets) in enumerate(batches):
+                with nullcontext() if i + 1 == len(batches) else self._alone():
+                    with self.accelerator.autocast():
+                        loss = nn.functional.cross_entropy(self.network(images), targets) / len(batches)
+                    self.accelerator.backward(loss)
+                losses.append(loss.detach().float())
+        return torch.stack(losses).sum()
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        """Within the block gradients gather in this process; they are averaged with the batch's last part."""
+        return self.network.no_sync() if isinstance(self.network, DistributedDataParallel) else nullcontext()
 
 
-def train_to_folder(
-    spec: str,
-    out: Path,
-    recipe: Recipe,
-    *,
-    data: str = "fashion",
-    limit: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    threads: int | None = None,
-    data_root: str | None = None,
-    download: bool = False,
-) -> Iterator[str]:
-    """Train a model by name on data by name and save it; yields a line an epoch, and the test accuracy last."""
-    from .analyses.calibration import calibration
-    from .data import as_arrays, dataset, load_data
-    from .models.preprocessing import with_preprocessing
-    from .models.zoo import load_model, save_model
-    from .study import device_named
+def changed(pixels: Tensor, part: Part, recipe: Recipe, *, cropped: bool, grey: Sequence[int]) -> Tensor:
+    """Pixels as the recipe changes them before they are normalised; ``grey``, a number a channel, is what a shift uncovers.
 
-    if threads:
-        torch.set_num_threads(threads)
-    refuse_unwritable(out)  # now, not after the training
-    chosen = dataset(data, "train", limit=limit, seed=seed, root=data_root, download=download)
-    if chosen.split == "all":
-        raise UserError(f"{data} has no train and test folders, and a model must not be tested on what it was trained on")
-    dataset(data, "test", root=data_root)  # refuse now what would be missed after the training
-    training_set = TrainingSet.of(*as_arrays(chosen), len(chosen.classes))
-    model = load_model(spec, pretrained=False, num_classes=len(chosen.classes), seed=seed).to(device_named(device))
-    losses: list[float] = []
-    started = time.monotonic()
-    for step in train(model, training_set, recipe, seed=seed):
-        losses.append(step.loss)
-        if step.step * recipe.epochs % step.steps < recipe.epochs:
-            left = (time.monotonic() - started) / step.step * (step.steps - step.step)
-            yield f"epoch {step.epoch + 1} of {recipe.epochs}: loss {np.mean(losses):.3f}, {clock(left)} left"
-            losses.clear()
-    model = with_preprocessing(model.cpu(), training_set.preprocessing | {"num_classes": len(chosen.classes)})
-    test = calibration(model, load_data(data, model=model, split="test", root=data_root), seed=seed)
-    tested = {row["metric"]: [round(row[end], 4) for end in ("value", "low", "high")] for row in test.table}
-    with writing(out) as draft:
-        save_model(
-            model,
-            draft,
-            spec=spec,
-            num_classes=len(chosen.classes),
-            preprocessing=training_set.preprocessing,
-            classes=chosen.classes,
-            **{"recipe": asdict(recipe), "data": data, "limit": limit, "seed": seed, "threads": torch.get_num_threads()},
-            **{"test_images": test.evidence["images"], "test": tested, "versions": dict(versions())},
-        )
-    accuracy, low, high = (100 * x for x in tested["accuracy"])
-    yield f"accuracy on {test.evidence['images']} test images: {accuracy:.1f}% [{low:.1f}, {high:.1f}]"
-
-
-def augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """The batch as the model is to see it.  Shapes: (B, C, H, W) -> the same."""
-    images = crop(images, recipe.crop_pad, generator)
+    Shapes: (m, C, H, W) uint8 -> the same.
+    """
+    numbers = part.numbers
+    if not cropped:
+        pixels = crop(pixels, numbers["crop"], recipe.crop_pad, mode=recipe.crop_mode)
     if recipe.flip:
-        images = flip(images, generator)
-    return erase(images, recipe.erase, generator)
+        pixels = flip(pixels, numbers["flip"])
+    if not recipe.rand_augment:
+        return pixels
+    return rand_augment(pixels, numbers["rand_augment"], **asdict(Policy.named(recipe.rand_augment)), fill=grey)
 
 
 def learning_rate(recipe: Recipe, step: int, per_epoch: int) -> float:
-    """A line up to ``lr`` over the warm-up, then half a cosine down to zero at the end.
+    """A line up to ``lr`` over the warm-up; then steps down at the milestones, or half a cosine down to zero at the end.
 
     >>> [round(learning_rate(Recipe(epochs=4, lr=1.0, batch_size=1, warmup_epochs=2), s, 1), 3) for s in range(4)]
     [0.5, 1.0, 1.0, 0.5]
     """
     warmup, total = recipe.warmup_epochs * per_epoch, recipe.epochs * per_epoch
-    if step < warmup:
+    if step + 1 < warmup:
         return recipe.lr * (step + 1) / warmup
-    return recipe.lr / 2 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    if recipe.milestones:
+        return recipe.lr * recipe.decay ** sum(step >= epoch * per_epoch for epoch in recipe.milestones)
+    return recipe.lr / 2 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, total - warmup)))
 
 
-class _RandomState:
-    """Within the block the global generators, which dropout and timm's mixup draw from, are the training's own."""
+def optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW, or SGD with momentum, over the parameters that are not frozen; fused, an update in one pass, on a GPU."""
+    if recipe.decay_all:
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": recipe.weight_decay}]
+    else:
+        skip: set[str] = getattr(model, "no_weight_decay", set)()
+        groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=skip)
+    fused = device_of(model).type == "cuda"
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, fused=fused)
+    return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
 
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(self.devices):
-            torch.manual_seed(seed)
-            self.own = self._read()
-        self.own = (np.random.RandomState(seed).get_state(), *self.own[1:])
 
-    def __enter__(self) -> None:
-        self.outside = self._read()
-        self._write(self.own)
+def accelerator(device: torch.device, precision: str) -> Accelerator:
+    """Processes and precision.  accelerate keeps one state for all trainings of a program, made afresh for each."""
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    AcceleratorState._reset_state(reset_partial_state=alone)
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
 
-    def __exit__(self, *_: object) -> None:
-        self.own = self._read()
-        self._write(self.outside)
 
-    def _read(self) -> tuple[Any, Tensor, list[Tensor]]:
-        return np.random.get_state(), torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in self.devices]
+def refuse_misfit(recipe: Recipe, images: int, processes: int) -> None:
+    """Errors: UserError if the batch is larger than the set, or cannot be dealt out evenly."""
+    if recipe.batch_size > images:
+        raise UserError(f"a batch of {recipe.batch_size} is more than the {images} training images")
+    if recipe.batch_size % (processes * recipe.accumulate):
+        shares = f"{processes} processes" + (f" with {recipe.accumulate} parts each" if recipe.accumulate > 1 else "")
+        raise UserError(f"a batch of {recipe.batch_size} cannot be dealt evenly to {shares}: change --batch-size")
 
-    def _write(self, state: tuple[Any, Tensor, list[Tensor]]) -> None:
-        np.random.set_state(state[0])
-        torch.set_rng_state(state[1])
-        for device, there in zip(self.devices, state[2], strict=True):
-            torch.cuda.set_rng_state(there, device)
+
+def average_into(kept: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move an average of the weights towards the model; its decay grows to ``decay``, so that the first are soon forgotten."""
+    decay = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for average, now in zip(
+            chain(kept.parameters(), kept.buffers()), chain(model.parameters(), model.buffers()), strict=True
+        ):
+            if average.is_floating_point():
+                average.lerp_(now, 1 - decay)
+            else:
+                average.copy_(now)
+
+
+@contextmanager
+def climbed(parameters: Sequence[Tensor], radius: float) -> Iterator[None]:
+    """Within the block the weights are ``radius`` up their gradient (Foret et al. 2021, equation 2)."""
+    moved = [p for p in parameters if p.grad is not None]
+    before = [p.detach().clone() for p in moved]
+    length = torch.stack([p.grad.norm() for p in moved]).norm()  # type: ignore[union-attr]
+    with torch.no_grad():
+        for p in moved:
+            p.add_(p.grad * (radius / length.clamp_min(1e-12)))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, there in zip(moved, before, strict=True):
+                p.copy_(there)
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Within the block batch norms use the batch and remember nothing of it: SAM's second look is at other weights."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            for name, buffer in buffers.items():
+                getattr(norm, name).copy_(buffer)
+
+
+@contextmanager
+def own_random_numbers(device: torch.device, seed: Sequence[int]) -> Iterator[None]:
+    """Within the block torch's global generators, which dropout draws from, start at ``seed``; after it as before."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence([2, *seed]).generate_state(1)[0]))
+        yield
+
+
+@contextmanager
+def out_of_memory_named(recipe: Recipe) -> Iterator[None]:
+    """Within the block, no memory left becomes a UserError that says which batch to try."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "not enough memory" not in str(error):
+            raise
+        share = recipe.batch_size // recipe.accumulate
+        raise UserError(
+            f"{share} images at once do not fit into the memory: try --accumulate {2 * recipe.accumulate}, which takes "
+            f"{share // 2} at once for the same result but for batch norms, or --batch-size {recipe.batch_size // 2}"
+        ) from error

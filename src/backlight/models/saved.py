@@ -15,14 +15,16 @@ from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
+from timm.models import is_model
 from torch import nn
 
 from ..errors import Unavailable, UserError
 from ..whole import write_whole
 from .preprocessing import preprocessing_of
+from .spelling import Spelling, parse
 from .surgery import surgery_of
 
-DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+DESCRIPTION, WEIGHTS, FOR_TIMM = "model.json", "model.safetensors", "config.json"
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 BUNDLED = Path(__file__).parents[1] / "assets" / "models"  # the models of the demo
 
@@ -62,10 +64,29 @@ def save_model(
     text = json.dumps(description, indent=2)
     try:
         write_whole(folder / WEIGHTS, weights)
+        if config := for_timm(parse(spec), description):
+            write_whole(folder / FOR_TIMM, json.dumps(config, indent=2).encode())
         write_whole(folder / DESCRIPTION, text.encode())
     except OSError as error:
         raise UserError(f"the model cannot be written to {folder}: {error.strerror or error}") from error
     return folder
+
+
+def for_timm(spelling: Spelling, description: dict[str, Any]) -> dict[str, Any] | None:
+    """What timm wants to read in a folder it calls ``local-dir:``; None for a model that timm cannot build.
+
+    Our own models are timm's after ``import backlight.models``.
+    """
+    architecture, arguments = spelling.name, dict(spelling.arguments)
+    if spelling.source == "word":
+        architecture, arguments = "alternet_50", {"word": spelling.name, **arguments}
+        arguments.pop("img_size", None)  # for the preprocessing alone
+    elif spelling.source or not is_model(architecture):
+        return None
+    if "surgery" in description:
+        return None
+    counted = {"num_classes": description["num_classes"]} if description["num_classes"] else {}
+    return {"architecture": architecture, **counted, "model_args": arguments, "pretrained_cfg": description["preprocessing"]}
 
 
 def describe(folder: Path) -> dict[str, Any]:

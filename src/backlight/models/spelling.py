@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,17 @@ def parse(spec: str) -> Spelling:
     if not name.strip():
         raise UserError(f"{spec!r} names no model")
     return Spelling(source, name, arguments(query))
+
+
+def with_arguments(spec: str, more: Mapping[str, Any]) -> str:
+    """The MODEL with these arguments too, but for those that it has already.
+
+    >>> with_arguments("word:cc ca?dim=8", {"dim": 16, "in_chans": 1})
+    'word:cc ca?dim=8&in_chans=1'
+    """
+    missing = [f"{name}={value}" for name, value in more.items() if name not in parse(spec).arguments]
+    place, _, query = spec.partition("?")
+    return f"{place}?{'&'.join([*filter(None, [query]), *missing])}" if query or missing else spec
 
 
 def arguments(query: str) -> dict[str, Any]:

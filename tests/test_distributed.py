@@ -1,0 +1,41 @@
+"""Two processes train as one with the same batch does: torchrun and gloo, on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from backlight.models.saved import describe
+from backlight.recipes import recipe
+from backlight.runs import Run, train_to_folder
+
+#: No batch norm: its statistics are each process's own (docs/training.md).
+MODEL = "vit_tiny_patch16_224?img_size=28&patch_size=7&in_chans=1&embed_dim=12&depth=2&num_heads=2"
+FLAGS = {"epochs": 2, "batch_size": 16, "mixup": 0.5, "cutmix": 0.5, "drop_path": 0.0, "optimizer": "sgd", "lr": 0.1}
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    flags = [word for name, value in FLAGS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "backlight"]
+    asked = ["train", MODEL, "--limit", "64", "--held-out", "0.25", "--out", str(tmp_path / "two"), *flags]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *asked], capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "two"), "only the first process speaks"
+    list(
+        train_to_folder(
+            Run(MODEL, "fashion", recipe("fashion", **FLAGS), limit=64, held_out=0.25), tmp_path / "one", device="cpu"
+        )
+    )
+    one, two = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=1e-5), name
+    assert [describe(tmp_path / name)["run"]["processes"] for name in ("one", "two")] == [1, 2]
+    losses = [(tmp_path / name / "metrics.csv").read_text().split("\n")[2].split(",")[3] for name in ("one", "two")]
+    assert abs(float(losses[0]) - float(losses[1])) < 1e-5, "the loss is the mean over processes"
