@@ -6,8 +6,8 @@
 
 overhead: `backlight.train` with its recipe's augmentation, schedule, clipping and checks, against forward, backward, clipping
 and the same optimizer's step on batches that lie ready; in turns in one process, ratios within a round.  processes: images a
-second of ``torchrun --nproc-per-node 2`` with a thread each against one process with one thread, from the run's own metrics of the
-last epoch.  speed: images a second of `train`, and the share of the card's peak that its products use.
+second of ``torchrun --nproc-per-node 2`` with a thread each against one process with one thread, from the run's
+own metrics of the last epoch.  speed: images a second of `train`, and the share of the card's peak that its products use.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def processes(asked: argparse.Namespace) -> dict[str, Any]:
 def rate(name: str, number: int, asked: argparse.Namespace) -> float:
     """Images a second in the run's own metrics; its evaluations and start are not counted there."""
     with tempfile.TemporaryDirectory() as folder:
-        launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(number)] if number > 1 else []
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)] if number > 1 else []
         spec = MODELS.get(name, name).replace("img_size=32", "img_size=28")
         flags = [
             "--epochs",

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from known_models import batches, decisive, labelled_images, noise, stem, tower, unchanged
 from torch import nn
 
-from backlight import calibration
+from backlight import calibration, load
+from backlight.analyses.calibration import halves
 from backlight.errors import UserError
-from backlight.numerics.bootstrap import statistic_interval
-from backlight.numerics.calibration import Scores, reliability, scores, summary
+from backlight.numerics.bootstrap import counts, statistic_interval
+from backlight.numerics.calibration import Scores, reliability, scores, summary, temperature, temperature_interval
 
 
 def classified(n, classes, seed=0, sharpness=2.0):
@@ -339,3 +340,136 @@ def test_needs_a_bin():
 def test_needs_images():
     with pytest.raises(UserError, match="no images"):
         calibration(tower(), [])
+
+
+# --- temperature
+
+
+@pytest.mark.parametrize(("margin", "right"), [(3.0, 0.8), (0.4, 0.7), (11.0, 0.51), (1.7, 0.95)])
+def test_the_temperature_of_two_logits_in_closed_form(margin, right):
+    """All images are equally sure: scaling makes the confidence the share that is right, sigmoid(margin / T)."""
+    labels = (torch.arange(100) < 100 * right).long()
+    logits = torch.tensor([[0.0, margin]], dtype=torch.float64).repeat(100, 1)
+    assert temperature(logits, labels) == pytest.approx(margin / math.log(right / (1 - right)), rel=1e-9)
+
+
+@pytest.mark.parametrize("sharpness", [0.2, 2.0, 30.0])
+def test_the_temperature_has_the_least_nll_of_a_fine_grid(sharpness):
+    logits, labels = classified(300, 10, seed=4)
+    logits = sharpness * logits
+    found = temperature(logits, labels)
+    nll = [nn.functional.cross_entropy(logits / t, labels).item() for t in found * np.linspace(0.9, 1.1, 2001)]
+    assert int(np.argmin(nll)) == 1000
+    far = [nn.functional.cross_entropy(logits / t, labels).item() for t in np.geomspace(0.01, 100, 400)]
+    assert nll[1000] <= min(far)
+    assert temperature(5 * logits + 7, labels) == pytest.approx(5 * found, rel=1e-9)
+
+
+def test_a_temperature_without_a_least_nll_is_at_the_end_of_what_is_looked_at():
+    logits, labels = classified(20, 3)
+    right, wrong = nn.functional.one_hot(labels, 3).double(), nn.functional.one_hot((labels + 1) % 3, 3).double()
+    for logits, end in ((right, 0.001), (wrong, 1000)):
+        found, low, high = temperature_interval(logits, labels, resamples=10)
+        assert found == end
+        assert math.isnan(low)
+        assert math.isnan(high)
+
+
+@pytest.mark.parametrize(("n", "classes"), [(30, 2), (300, 10)])
+def test_the_interval_of_the_temperature_is_that_of_refitting(n, classes):
+    logits, labels = classified(n, classes, sharpness=1.0)
+    found, low, high = temperature_interval(logits, labels, resamples=60, seed=5)
+    refitted = []
+    for counted in counts(n, 60, 5):
+        for weights in counted.astype(int):
+            drawn = np.repeat(np.arange(n), weights)
+            refitted.append(temperature(logits[drawn], labels[drawn]))
+    assert [low, high] == pytest.approx(np.quantile(refitted, [0.025, 0.975]), rel=1e-6)
+    assert low < found < high
+
+
+def test_the_interval_of_the_temperature_does_not_mind_how_the_logits_are_split(monkeypatch):
+    logits, labels = classified(50, 7)
+    whole = temperature_interval(logits, labels, resamples=20)
+    monkeypatch.setattr("backlight.numerics.calibration.SLOPES_AT_ONCE", 7 * 8)
+    assert temperature_interval(logits, labels, resamples=20) == pytest.approx(whole, rel=1e-12)
+
+
+def test_scaling_is_fitted_on_one_half_and_measured_on_the_other():
+    logits, labels = classified(200, 10, sharpness=3.0)
+    logits = logits.float()  # as the analysis hands them to a model
+    data = batches(logits[:, :, None, None], 64, labels)
+    result = calibration(Echo(), data, temperature=True, resamples=40, seed=2)
+    half, tested = halves(200, 2)
+    assert sorted([*half.tolist(), *tested.tolist()]) == list(range(200))
+    t = temperature(logits[half], labels[half])
+    rows = {row["metric"]: row for row in result.rows()}
+    assert rows["temperature"]["value"] == pytest.approx(t, rel=1e-9)
+    before, after = measured(logits[tested], labels[tested]), measured(logits[tested] / t, labels[tested])
+    for metric in ("nll", "brier", "ece", "signed_ece", "adaptive_ece"):
+        assert rows[f"{metric}_unscaled"]["value"] == pytest.approx(before[metric])
+        assert rows[f"{metric}_scaled"]["value"] == pytest.approx(after[metric])
+        assert rows[f"{metric}_scaled_change"]["value"] == pytest.approx(after[metric] - before[metric])
+    for row in rows.values():
+        assert row["low"] <= row["value"] <= row["high"]
+    assert after["accuracy"] == before["accuracy"]
+    shown = reliability(scores(logits[tested] / t, labels[tested]), np.ones(100))
+    np.testing.assert_allclose(result.arrays["reliability_scaled"][0], shown, atol=1e-12)
+    assert result.evidence["temperature"]["images"] == 100
+    assert result.evidence["temperature"]["on"] == "half"
+
+
+def test_scaling_mends_a_model_that_is_too_sure():
+    logits, labels = classified(400, 10, sharpness=1.0)
+    true = logits.softmax(1)
+    labels = torch.multinomial(true, 1, generator=torch.Generator().manual_seed(0))[:, 0]  # now the logits are calibrated
+    rows = found_by(Echo(), batches(3 * logits[:, :, None, None], 100, labels), temperature=True, resamples=100)
+    assert rows["temperature"]["low"] < 3 < rows["temperature"]["high"]
+    assert rows["nll_scaled_change"]["high"] < 0
+    assert rows["ece_scaled_change"]["high"] < 0
+
+
+def test_without_a_temperature_nothing_else_is_reported_or_kept():
+    logits, labels = classified(40, 5)
+    data = batches(logits[:, :, None, None], 8, labels)
+    plain, scaled = (calibration(Echo(), data, temperature=t, resamples=10) for t in (False, True))
+    assert scaled.table[: len(plain.table)] == plain.table
+    assert not any("scaled" in row["metric"] for row in plain.table)
+    assert list(plain.arrays) == ["reliability"]
+
+
+def test_scaling_may_be_fitted_on_other_data(tmp_path):
+    logits, labels = classified(60, 10, seed=1)
+    others, theirs = classified(90, 10, seed=2)
+    data, held_out = batches(logits[:, :, None, None], 16, labels), batches(others[:, :, None, None], 32, theirs)
+    model = Echo().train()
+    with unchanged(model):
+        result = calibration(model, data, held_out=held_out, resamples=20)
+    rows = {row["metric"]: row["value"] for row in result.rows()}
+    assert rows["temperature"] == pytest.approx(temperature(others, theirs))
+    assert rows["nll_unscaled"] == pytest.approx(rows["nll"])  # all images are tested
+    assert rows["nll_scaled"] == pytest.approx(measured(logits / rows["temperature"], labels)["nll"])
+    assert load(result.save(tmp_path / "calibration")).evidence["settings"]["temperature"]["on"] == "held_out"
+
+
+def test_scaling_needs_images():
+    logits, labels = classified(3, 4)
+    with pytest.raises(UserError, match="there are 3: give 4 or more"):
+        calibration(Echo(), batches(logits[:, :, None, None], 3, labels), temperature=True)
+    with pytest.raises(UserError, match="the held-out data are empty"):
+        calibration(Echo(), batches(logits[:, :, None, None], 3, labels), held_out=[])
+
+
+def test_the_page_shows_scaling_behind_a_tab():
+    from backlight.report.sections.calibration import SECTION
+
+    logits, labels = classified(60, 10)
+    data = batches(logits[:, :, None, None], 16, labels)
+    plain, scaled = (calibration(Echo(), data, temperature=t, resamples=10) for t in (False, True))
+    assert [chart.tab for chart in SECTION.figures([plain])[0]] == [""]
+    assert [chart.tab for chart in SECTION.figures([plain, scaled])[0]] == ["As trained", "After temperature scaling"]
+    assert SECTION.derived["calibration/scaled"](plain) == []
+    assert len(SECTION.derived["calibration/scaled"](scaled)) > 3
+    told = {name: cells for name, _, cells in SECTION.metrics([plain, scaled]).rows}
+    assert told["Temperature"][0] == "–"
+    assert "[" in told["Temperature"][1]

@@ -21,7 +21,7 @@ FLAGS = {"epochs": 2, "batch_size": 16, "mixup": 0.5, "cutmix": 0.5, "drop_path"
 
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     flags = [word for name, value in FLAGS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "backlight"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "backlight"]
     asked = ["train", MODEL, "--limit", "64", "--held-out", "0.25", "--out", str(tmp_path / "two"), *flags]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *asked], capture_output=True, text=True, env=env, cwd=tmp_path, check=False)

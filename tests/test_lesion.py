@@ -1,6 +1,7 @@
 """Lesions of models in which it is known what each unit contributes."""
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -23,8 +24,10 @@ from known_models import (
     unchanged,
 )
 from torch import nn
+from torch.nn import functional as F
 
 from backlight import lesion
+from backlight.anatomy import units, without
 from backlight.errors import UserError
 from backlight.numerics.bootstrap import mean_interval
 
@@ -142,6 +145,268 @@ def test_a_model_of_one_unit_a_stage_has_nothing_to_compare():
     assert lesion(reading_upper_channels(pointwise(deciding(CLASSES)), classes=CLASSES), data()).claims == []
 
 
+# --- what takes the branch's place
+
+
+def known_replacement(model, module, images, replaced):
+    """Logits with the output of a module replaced by what a function makes of its output for all images."""
+    handle = model.get_submodule(module).register_forward_hook(lambda module, args, out: replaced(out))
+    try:
+        with torch.no_grad():
+            return model(images)
+    finally:
+        handle.remove()
+
+
+def test_a_mean_branch_is_the_mean_over_all_images():
+    model = tower(blur(), pointwise(noise(3, 3, seed=1)), pointwise(noise(3, 3)), classes=CLASSES).eval()
+    images, labels = noise(33, 3, 8, 8) + 1, torch.arange(33) % CLASSES
+    result = lesion(model, batches(images, 10, labels), replace="mean")
+    for row in result.rows()[1:]:
+        logits = known_replacement(model, row["module"], images, lambda out: out.mean(0, keepdim=True).expand_as(out))
+        assert row["nll"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+        zeroed = known_replacement(model, row["module"], images, torch.zeros_like)
+        assert row["nll"] != pytest.approx(F.cross_entropy(zeroed, labels).item(), rel=1e-3)
+    assert result.evidence["settings"]["replace"] == "mean"
+
+
+def test_a_unit_that_adds_the_same_to_all_images_is_not_missed_where_its_mean_is_left():
+    model = tower(attending_constant(), blur(), classes=CLASSES)
+    data = batches(noise(20, 3, 8, 8), 10, torch.arange(20) % CLASSES)
+    zero, mean = (lesion(model, data, replace=replace).rows()[1] for replace in ("zero", "mean"))
+    assert abs(zero["nll_change"]) > 0.1
+    assert mean["nll_change"] == pytest.approx(0, abs=1e-5)
+
+
+def attending_constant():
+    unit = pointwise(torch.zeros(3, 3))
+    unit.branch.bias = nn.Parameter(torch.tensor([3.0, -4, 5]))
+    return unit
+
+
+def test_a_resampled_branch_is_that_of_another_image():
+    """Answers follow the branch of the unit that decides: right where the other image is of the same class."""
+    n = 40
+    images, labels = labelled_images(n, CLASSES)
+    _, _, row, _ = lesion(decisive(CLASSES), [(images, labels)], replace="resampled", seed=3).rows()
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(3)).tolist()
+    partner = {image: order[k - 1] for k, image in enumerate(order)}
+    assert all(image != other for image, other in partner.items())
+    assert row["accuracy"] == pytest.approx(np.mean([labels[i] == labels[partner[i]] for i in range(n)]))
+    again, other_seed = (lesion(decisive(CLASSES), data(), replace="resampled", seed=s).rows() for s in (3, 4))
+    assert again == lesion(decisive(CLASSES), data(), replace="resampled", seed=3).rows()
+    assert again != other_seed
+
+
+def test_an_image_alone_in_the_last_batch_takes_from_those_before():
+    images, labels = labelled_images(21, CLASSES)
+    result = lesion(decisive(CLASSES), batches(images, 10, labels), replace="resampled")
+    assert result.evidence["images"] == 21
+    with pytest.raises(UserError, match="takes the branch of another image, and there is none"):
+        lesion(decisive(CLASSES), [(images[:1], labels[:1])], replace="resampled")
+
+
+class Windows(nn.Module):
+    """Cuts a map into quarters and hands each to a layer, as windowed attention does: four parts an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        b, c, h, w = x.shape
+        parts = x.view(b, c, 2, h // 2, 2, w // 2).permute(0, 2, 4, 1, 3, 5).reshape(b * 4, c, h // 2, w // 2)
+        return self.mix(parts).view(b, 2, 2, c, h // 2, w // 2).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
+
+
+def test_branches_in_windows_go_by_image():
+    from known_models import Residual
+
+    torch.manual_seed(0)
+    model = tower(Residual(Windows()), classes=CLASSES).eval()
+    images, labels = noise(12, 3, 8, 8), torch.arange(12) % CLASSES
+    (found,) = units(model, images[:2])
+    assert found.branch[0].module.endswith("mix") or found.branch[0].module.endswith("branch")
+    _, row = lesion(model, [(images, labels)], replace="mean").rows()
+    logits = known_replacement(model, "1.branch", images, lambda out: out.mean(0, keepdim=True).expand_as(out))
+    assert row["nll"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+class TokensFirst(nn.Module):
+    """A unit whose only layer returns (N, B, C): its first axis is not the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return x + self.mix(x.flatten(2).permute(2, 0, 1)).permute(1, 2, 0).reshape(x.shape)
+
+
+@pytest.mark.parametrize("replace", ["mean", "resampled"])
+def test_a_branch_whose_first_axis_is_not_the_images_is_left_out(replace):
+    images, labels = noise(8, 3, 8, 8), torch.arange(8) % CLASSES
+    with pytest.raises(UserError, match="no branch of Sequential can be told apart by images"):
+        lesion(tower(TokensFirst(), classes=CLASSES), [(images, labels)], replace=replace)
+    result = lesion(tower(TokensFirst(), blur(), classes=CLASSES), [(images, labels)], replace=replace)
+    assert [row["unit"] for row in result.rows()] == [-1, 1]
+    assert result.evidence["left_out"] == ["unit 0 (1.mix)"]
+    assert len(lesion(tower(TokensFirst(), blur(), classes=CLASSES), [(images, labels)]).rows()) == 3
+
+
+def test_without_may_add_something_else():
+    model, images = tower(blur()).eval(), noise(2, 3, 8, 8)
+    (unit,) = units(model, images)
+    with torch.no_grad(), without(model, unit, lambda i, branch: 2 * branch):
+        doubled = model(images)
+    with torch.no_grad():
+        x = model[0](images)
+        assert doubled == pytest.approx(model[3](model[2](x + 2 * model[1].branch(x))).numpy(), abs=1e-6)
+
+
+# --- heads
+
+
+class Heads(nn.Module):
+    """Attention of two heads of four channels over the places of a map: fused, by softmax, or torch's own."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+        if how == "torch":
+            self.torch = nn.MultiheadAttention(8, 2, batch_first=True)
+            with torch.no_grad():
+                self.torch.in_proj_weight.copy_(self.qkv.weight)
+                self.torch.in_proj_bias.copy_(self.qkv.bias)
+                self.torch.out_proj.load_state_dict(self.out.state_dict())
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        if self.how == "torch":
+            return self.torch(tokens, tokens, tokens)[0].transpose(1, 2).reshape(x.shape)
+        q, k, v = self.qkv(tokens).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        if self.how == "fused":
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        else:
+            mixed = (q @ k.transpose(-2, -1) / 2).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).reshape(x.shape)
+
+
+def with_heads(how):
+    from known_models import Residual, stem
+
+    torch.manual_seed(1)
+    first = stem(3, 8)
+    unit = Residual(Heads(how))
+    return tower(unit, blur_8(), channels=8, classes=CLASSES, first=first).eval()
+
+
+def blur_8():
+    from known_models import BINOMIAL, filtering
+
+    return filtering(BINOMIAL, channels=8)
+
+
+def test_a_silent_head_is_one_whose_values_are_zero_fused_or_not():
+    images, labels = 3 * noise(16, 3, 4, 4), torch.arange(16) % CLASSES
+    tables = []
+    for how in ("fused", "softmax", "torch"):
+        model = with_heads(how)
+        with unchanged(model):
+            table = lesion(model, batches(images, 8, labels), heads=True).rows()
+        assert [(row["lesion"], row["unit"], row["head"]) for row in table] == [
+            ("whole", -1, -1), ("unit", 0, -1), ("unit", 1, -1), ("head", 0, 0), ("head", 0, 1),
+        ]  # fmt: skip
+        tables.append([row["nll"] for row in table])
+    assert tables[0] == pytest.approx(tables[1], rel=1e-5)
+    assert tables[0] == pytest.approx(tables[2], rel=1e-5)
+    for head in range(2):
+        other = copy.deepcopy(with_heads("fused"))
+        values = slice(16 + 4 * head, 20 + 4 * head)
+        with torch.no_grad():
+            other[1].branch.qkv.weight[values] = 0
+            other[1].branch.qkv.bias[values] = 0
+            logits = other(images)
+        assert tables[0][3 + head] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+# --- pairs
+
+
+def test_units_that_do_the_same_are_missed_only_together():
+    model = reading_upper_channels(
+        pointwise(deciding(CLASSES)), idle(), pointwise(deciding(CLASSES)), classes=CLASSES
+    )  # fmt: skip
+    table = lesion(model, data(), pairs=10).rows()
+    pairs = {(row["unit"], row["other_unit"]): row for row in table if row["lesion"] == "pair"}
+    assert list(pairs) == [(0, 1), (0, 2), (1, 2)]
+    both = pairs[0, 2]
+    assert both["accuracy"] == 1 / CLASSES
+    assert both["accuracy_interaction"] == both["accuracy_change"] == 1 / CLASSES - 1
+    assert pairs[0, 1]["accuracy_interaction"] == 0
+    assert math.isnan(table[1]["accuracy_interaction"])
+
+
+def test_an_interaction_is_the_pairs_change_less_both_its_units_and_paired():
+    images, labels = noise(30, 3, 8, 8), torch.arange(30) % CLASSES
+    model = tower(blur(), sharpen(), classes=CLASSES).eval()
+    _, one, two, both = lesion(model, batches(images, 30, labels), pairs=1, resamples=200, seed=2).rows()
+    nll = {}
+    for silent in ((), (1,), (2,), (1, 2)):
+        other = copy.deepcopy(model)
+        for i in silent:
+            nn.init.zeros_(other[i].branch.weight)
+        with torch.no_grad():
+            nll[silent] = F.cross_entropy(other(images), labels, reduction="none").double().numpy()
+    interaction = nll[1, 2] - nll[1,] - nll[2,] + nll[()]
+    known = mean_interval(interaction, resamples=200, seed=2)
+    assert [both[f"nll_interaction{end}"] for end in ("", "_low", "_high")] == pytest.approx(list(map(float, known)), abs=1e-6)
+    assert both["nll_interaction"] == pytest.approx(both["nll_change"] - one["nll_change"] - two["nll_change"], abs=1e-6)
+
+
+def test_a_budget_draws_pairs_by_the_seed():
+    model = reading_upper_channels(*(idle() for _ in range(5)), classes=CLASSES)
+
+    def drawn(seed):
+        table = lesion(model, data(8, 8), pairs=4, seed=seed, resamples=10).rows()
+        return [(row["unit"], row["other_unit"]) for row in table if row["lesion"] == "pair"]
+
+    assert len(set(drawn(0))) == 4
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert set(drawn(0)) <= set(itertools.combinations(range(5), 2))
+
+
+# --- position
+
+
+def test_the_summary_by_position_is_the_mean_over_units():
+    nothing = torch.zeros(2 * CLASSES, 2 * CLASSES)
+    louder = pointwise(0.5 * torch.eye(2 * CLASSES))
+    model = reading_upper_channels(
+        pointwise(deciding(CLASSES, 3.0)), attending(nothing), louder, attending(nothing), idle(), classes=CLASSES
+    )
+    result = lesion(model, data())
+    summary = {(row["position"], row["of"]): row for row in result.evidence["by_position"]}
+    assert {place: row["units"] for place, row in summary.items()} == {
+        ("first", "all"): 1, ("first", "others"): 1, ("middle", "all"): 3, ("middle", "attention"): 2,
+        ("middle", "others"): 1, ("last", "all"): 1, ("last", "others"): 1,
+    }  # fmt: skip
+    assert summary["first", "all"]["accuracy_change"] == pytest.approx(1 / CLASSES - 1)
+    assert summary["first", "all"]["accuracy_change_low"] < 1 / CLASSES - 1 < summary["first", "all"]["accuracy_change_high"]
+    assert summary["last", "all"]["accuracy_change"] == 0
+    for row in summary.values():
+        singles = [r for r in result.rows()[1:] if row["of"] in ("all", "attention" if r["kind"] == "attention" else "others")]
+        place = {"first": [0], "middle": [1, 2, 3], "last": [4]}[row["position"]]
+        mean = np.mean([r["nll_change"] for r in singles if r["unit"] in place])
+        assert row["nll_change"] == pytest.approx(mean, abs=1e-9)
+    assert summary["middle", "all"]["nll_change"] > 0.01  # one of three: a sum would be another number
+
+
+def test_a_unit_that_is_a_stage_by_itself_is_at_no_position():
+    assert lesion(reading_upper_channels(idle(), classes=CLASSES), data()).evidence["by_position"] == []
+
+
 # --- refusals
 
 
@@ -159,6 +424,26 @@ def test_refuses_in_one_sentence(model, labels, says):
     with unchanged(model.train()), pytest.raises(UserError, match=says) as refusal:
         lesion(model, [images if labels is None else (images, labels)])
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"replace": "means"}, "did you mean mean"),
+        ({"replace": "mean", "heads": True}, "do not go together"),
+        ({"pairs": -1}, "not -1"),
+        ({"heads": True}, "no attention whose heads could be silenced"),
+    ],
+)
+def test_refuses_settings_in_one_sentence(options, says):
+    with pytest.raises(UserError, match=says) as refusal:
+        lesion(tower(blur(), classes=CLASSES), [(noise(4, 3, 8, 8), torch.arange(4))], **options)
+    assert "\n" not in str(refusal.value)
+
+
+def test_images_that_can_be_read_once_have_no_mean():
+    with pytest.raises(UserError, match="reads the images twice"):
+        lesion(tower(blur(), classes=CLASSES), iter([(noise(4, 3, 8, 8), torch.arange(4))]), replace="mean")
 
 
 def test_one_image_has_no_interval():

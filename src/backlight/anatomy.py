@@ -135,16 +135,25 @@ def reading(model: nn.Module, taps: Sequence[Tap], visit: Callable[[int, Tensor]
 
 
 @contextmanager
-def without(model: nn.Module, unit: Unit) -> Iterator[nn.Module]:
-    """Within the block ``unit`` adds nothing to the stream.  Errors: UserError if nothing returns its branch."""
+def without(
+    model: nn.Module, unit: Unit, instead: Callable[[int, Tensor], Tensor] = lambda i, branch: torch.zeros_like(branch)
+) -> Iterator[nn.Module]:
+    """Within the block ``unit`` adds nothing to the stream; or ``instead(i, branch)`` of what ``unit.branch[i]`` returns.
+
+    Errors: UserError if nothing returns its branch.
+    """
     if not unit.branch:
         raise UserError(f"{unit} cannot be removed: nothing returns what it adds")
-    wanted = {(tap.module, tap.side, tap.call) for tap in unit.branch}
+    wanted = {(tap.module, tap.side, tap.call): i for i, tap in enumerate(unit.branch)}
 
-    def silence(place: tuple[str, str, int], value: Any) -> Any:
-        return silent(value) if place in wanted else None
+    def replace(place: tuple[str, str, int], value: Any) -> Any:
+        if place not in wanted:
+            return None
+        replaced = silent(value)
+        next(tensors(replaced)).copy_(instead(wanted[place], next(tensors(value))))
+        return replaced
 
-    with visiting(model, [(tap.module, tap.side) for tap in unit.branch], silence, first=True):
+    with visiting(model, [(tap.module, tap.side) for tap in unit.branch], replace, first=True):
         yield model
 
 

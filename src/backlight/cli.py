@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -172,9 +173,27 @@ def variance_command(
     measure("variance", {"over": over, "normalise": normalise}, models, setup, out, overwrite, as_json, quiet)
 
 
-@analysis("lesion", "demo-alternet --data fashion --limit 500 --out runs")
+@analysis("similarity", "demo-cnn demo-vit --data fashion --limit 500 --out runs")
 @shares_options
-def lesion_command(
+def similarity_command(
+    setup: Setup,
+    models: Models,
+    *,
+    other: Annotated[str | None, typer.Option(metavar="MODEL", help="Compare with the units of this model.")] = None,
+    branch: Annotated[bool, typer.Option("--branch", help="What units add, instead of the stream after them.")] = False,
+    at: Places = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    settings: dict[str, Any] = ({"other": other} if other else {}) | ({"branch": True} if branch else {})
+    measure("similarity", settings, models, setup, out, overwrite, as_json, quiet)
+
+
+@analysis("attention", "demo-vit demo-alternet --data fashion --limit 500 --out runs")
+@shares_options
+def attention_command(
     setup: Setup,
     models: Models,
     *,
@@ -183,7 +202,113 @@ def lesion_command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    measure("lesion", {}, models, setup, out, overwrite, as_json, quiet)
+    measure("attention", {}, models, setup, out, overwrite, as_json, quiet)
+
+
+@analysis("noise", "demo-cnn demo-vit --data fashion --limit 500 --out runs")
+@shares_options
+def noise_command(
+    setup: Setup,
+    models: Models,
+    *,
+    frequencies: Annotated[str | None, typer.Option(metavar="F,F,...", help="Middles of the bands, in units of π.")] = None,
+    width: Annotated[float, typer.Option(help="Of a band, in units of π.")] = 0.1,
+    severities: Annotated[str | None, typer.Option(metavar="S,S,...", help="Root mean square, pixels 0 to 1.")] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="The same amplitude at every frequency, not the same energy.")] = False,
+    clip: Annotated[bool, typer.Option(help="Keep noisy pixels in [0, 1].")] = True,
+    basis: Annotated[int, typer.Option(min=0, help="Waves a side of the Fourier heat map, odd; 0: none.")] = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    settings: dict[str, Any] = {"width": width, "paper": paper, "clip": clip, "basis": basis}
+    settings |= given_numbers(frequencies=frequencies, severities=severities)
+    measure("noise", settings, models, setup, out, overwrite, as_json, quiet)
+
+
+@analysis("corruption", "demo-cnn demo-vit --data fashion --limit 200 --out runs")
+@shares_options
+def corruption_command(
+    setup: Setup,
+    models: Models,
+    *,
+    corruptions: Annotated[str | None, typer.Option(metavar="A,B,...", help="Default: the 15 of ImageNet-C.")] = None,
+    severities: Annotated[str, typer.Option(metavar="N,N,...")] = "1,2,3,4,5",
+    folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="An official CIFAR-10-C, CIFAR-100-C or ImageNet-C.")
+    ] = None,
+    strengths: Annotated[str, typer.Option(help="imagenet, cifar, or auto: the latter up to 64 px.")] = "auto",
+    bins: Annotated[int, typer.Option(min=1, help="Bins of ECE.")] = 10,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    settings: dict[str, Any] = {"severities": whole_numbers(severities), "strengths": strengths, "bins": bins}
+    if corruptions:
+        settings["corruptions"] = corruptions.split(",")
+    if folder:
+        settings["folder"] = str(folder)
+    measure("corruption", settings, models, setup, out, overwrite, as_json, quiet)
+
+
+@analysis("adversarial", "demo-cnn demo-vit --data fashion --limit 200 --out runs")
+@shares_options
+def adversarial_command(
+    setup: Setup,
+    models: Models,
+    *,
+    epsilons: Annotated[str | None, typer.Option(metavar="E,E,...", help="In 1/255 of a pixel's range.")] = None,
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    steps: Annotated[int, typer.Option(min=1, help="Of PGD.")] = 10,
+    step_size: Annotated[float | None, typer.Option(help="In 1/255; default: 2.5 epsilon / steps.")] = None,
+    random_start: Annotated[bool, typer.Option(help="Begin PGD at a random place within the bound.")] = True,
+    targeted: Annotated[bool, typer.Option("--targeted", help="Towards another class, not away from the label.")] = False,
+    band: Annotated[str | None, typer.Option(metavar="FROM,TO", help="Only these frequencies, in units of π.")] = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    settings: dict[str, Any] = {"norm": norm, "steps": steps, "step_size": step_size, "random_start": random_start}
+    settings |= {"targeted": targeted, **given_numbers(epsilons=epsilons, band=band)}
+    measure("adversarial", settings, models, setup, out, overwrite, as_json, quiet)
+
+
+@analysis("shape_bias", "runs/trained-on-shapes --out runs")
+@shares_options
+def shape_bias_command(
+    setup: Setup,
+    models: Models,
+    *,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    from dataclasses import replace
+
+    data = "shapes" if setup.data == Setup().data else setup.data
+    setup = replace(setup, data=data, split=setup.split or "conflict")
+    measure("shape_bias", {}, models, setup, out, overwrite, as_json, quiet)
+
+
+@analysis("lesion", "demo-alternet --data fashion --limit 500 --out runs")
+@shares_options
+def lesion_command(
+    setup: Setup,
+    models: Models,
+    *,
+    instead: Annotated[str, typer.Option("--replace", help="A branch becomes zero, its mean, or resampled.")] = "zero",
+    heads: Annotated[bool, typer.Option("--heads", help="Silence single heads too.")] = False,
+    pairs: Annotated[int, typer.Option(min=0, help="Silence so many pairs of units too.")] = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    measure("lesion", {"replace": instead, "heads": heads, "pairs": pairs}, models, setup, out, overwrite, as_json, quiet)
 
 
 @analysis("calibration", "demo-cnn demo-vit --data fashion")
@@ -193,12 +318,15 @@ def calibration_command(
     models: Models,
     *,
     bins: Annotated[int, typer.Option(min=1, help="Bins of the reliability diagram and of ECE.")] = 10,
+    temperature: Annotated[
+        bool, typer.Option("--temperature", help="Fit a temperature on half of the images; metrics on the other half.")
+    ] = False,
     out: Out = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    measure("calibration", {"bins": bins}, models, setup, out, overwrite, as_json, quiet)
+    measure("calibration", {"bins": bins, "temperature": temperature}, models, setup, out, overwrite, as_json, quiet)
 
 
 @analysis("hessian", "demo-cnn demo-vit --data fashion --batches 8 --out runs")
@@ -383,7 +511,10 @@ def demo_command(
         print(f"{model}: {summary_of(model)}", flush=True)
     asked: dict[str, dict[str, Any]] = {name: {} for name in BY_DEFAULT}
     asked |= {"hessian": {"batches": 4}, "landscape": {"grid": 11, "batches": 1}}
-    for cell in run_study(models, asked, Setup(limit=limit), out, keep_going=False, watch=watching(quiet)):
+    attending = [model for model in models if model != "demo-cnn"]
+    both: list[tuple[list[str], dict[str, dict[str, Any]]]] = [(models, asked), (attending, {"attention": {}})]
+    studies = (run_study(who, what, Setup(limit=limit), out, keep_going=False, watch=watching(quiet)) for who, what in both)
+    for cell in chain.from_iterable(studies):
         if not quiet:
             say(f"{cell.model} {cell.analysis}: {'there already' if cell.skipped else 'done'}")
     print(write_report(out))
@@ -732,6 +863,22 @@ def whole_numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UserError(f"{text!r} is no list of unit numbers such as 3,7") from error
+
+
+def given_numbers(**texts: str | None) -> dict[str, list[float]]:
+    """The settings that were given, as lists of numbers.
+
+    >>> given_numbers(band="0.5,1", epsilons=None)
+    {'band': [0.5, 1.0]}
+    """
+    found = {}
+    for name, text in texts.items():
+        try:
+            if text is not None:
+                found[name] = [float(part) for part in text.split(",")]
+        except ValueError as error:
+            raise UserError(f"--{name} is a list of numbers with commas, and not {text!r}") from error
+    return found
 
 
 def read_plan(

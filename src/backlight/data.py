@@ -24,11 +24,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from backlight import image_sets
 from backlight.errors import UserError, did_you_mean
 from backlight.image_sets import ImageSet, Stream, as_arrays, other_shape, own_colours, pixels, sha256_of_lines
+from backlight.shapes import shapes
 
 __all__ = ["NAMES", "Data", "ImageSet", "as_arrays", "dataset", "load_data", "preprocessing", "stratified"]
 
 NAMES = {
     "fashion": "6,000 training and 2,000 test images of Fashion-MNIST, 28 px, in the package",
+    "shapes": "4,000 training and 800 test drawings, 64 px; split conflict: 1,120 whose outline and fill disagree",
     "cifar10": "CIFAR-10, 32 px, in torchvision's folder under --data-root",
     "cifar100": "CIFAR-100, 32 px, in torchvision's folder under --data-root",
     "imagenet": "ImageNet-1k, as train/WNID and val/WNID under --data-root",
@@ -155,6 +157,8 @@ def by_name(name: str, split: str, *, root: Path | None, download: bool) -> Imag
     place = root or Path(os.environ.get("BACKLIGHT_CACHE", "~/.cache/backlight")).expanduser() / "data"
     if name == "fashion":
         return image_sets.parquet(FASHION, split, name=name)
+    if name == "shapes":
+        return shapes(split)
     if name in {"cifar10", "cifar100"}:
         return image_sets.cifar(name, split, place, download=download)
     if name == "imagenet":

@@ -138,8 +138,8 @@ def ready(name: str, setup: Setup) -> tuple[Any, Any]:
 
 def _sharing(asked: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]]:
     """The analyses in groups that run together: all that share a forward pass, then each other one."""
-    together = {name: settings for name, settings in asked.items() if name in analyses.SINGLE_PASS}
-    alone = [{name: settings} for name, settings in asked.items() if name not in analyses.SINGLE_PASS]
+    together = {name: settings for name, settings in asked.items() if analyses.shares_a_pass(name, settings)}
+    alone = [{name: settings} for name, settings in asked.items() if name not in together]
     return ([together] if together else []) + alone
 
 
@@ -154,7 +154,7 @@ def _measure(
 ) -> Sequence[Result]:
     shared: dict[str, Any] = {"name": name, "resamples": setup.resamples, "seed": setup.seed}
     title = f"{name}: {', '.join(group)}"
-    if all(analysis in analyses.SINGLE_PASS for analysis in group):
+    if all(analyses.shares_a_pass(analysis, settings) for analysis, settings in group.items()):
         from .analyses.single_pass import single_pass
 
         reducers = {analyses.reducer_type(analysis): settings for analysis, settings in group.items()}
@@ -162,6 +162,8 @@ def _measure(
     ((analysis, settings),) = group.items()
     module = import_module(f".analyses.{analysis}", __package__)
     function = getattr(module, analysis)
+    if "other" in settings:
+        settings = {**settings, "other": ready(settings["other"], setup)[0], "other_name": settings["other"]}
     if analysis not in analyses.TRAINING_LOSS:
         return [function(model, watch(data, title), **settings, **shared)]
     batches = _training_batches(model, analysis, settings, setup)

@@ -100,7 +100,7 @@ class Trace:
 
 def trace(model: nn.Module, images: Tensor) -> Trace:
     """Run ``model`` on ``images`` once and write down its calls.  Leaves the model as it was."""
-    recorder = _Recorder(model, images)
+    recorder = Recorder(model, images)
     handles = recorder.hooks(model)
     try:
         with plain_attention(), torch.no_grad(), recorder:
@@ -207,7 +207,7 @@ def silent(value: Any) -> Any:
     return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
-class _Recorder(TorchFunctionMode):
+class Recorder(TorchFunctionMode):
     """Knows of each live tensor which call made it."""
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:

@@ -1,7 +1,7 @@
-"""How far a classifier's probabilities can be trusted: NLL, Brier, ECE, reliability (Guo et al. 2017).
+"""How far a classifier's probabilities can be trusted: NLL, Brier, ECE, reliability, temperature (Guo et al. 2017).
 
 Everything is a function of per-image numbers and of how often each image counts, so that the bootstrap can resample
-without the probabilities, which are never kept.
+without the probabilities, which are never kept.  Only the temperature needs the logits.
 """
 
 from __future__ import annotations
@@ -9,8 +9,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 from torch import Tensor
+
+from .bootstrap import counts
 
 Array = NDArray[np.float64]
 
@@ -140,3 +144,88 @@ def reliability(s: Scores, weights: Array, *, bins: int = 10) -> Reliability:
     mass, confident, right = _sums(s.confidence, correct, weights, np.linspace(0, 1, bins + 1))
     with np.errstate(invalid="ignore"):
         return Reliability(confident / mass, right / mass, mass / mass.sum())
+
+
+# Temperature
+
+#: Where a temperature is looked for; at an end of it the NLL has no least value, as of a model that is always right.
+COLDEST, HOTTEST = 1e-3, 1e3
+#: Images whose slopes are computed at once, times classes: 32 MB in float64.
+SLOPES_AT_ONCE = 1 << 22
+
+
+def temperature(logits: Tensor, labels: Tensor) -> float:
+    """The T that makes the mean NLL of softmax(logits / T) least.  Shapes: (n, C), (n,) -> a number.
+
+    In b = 1 / T the NLL is log-sum-exp(b z) - b z_label, which is convex, so that its slope has one zero at most; Newton's
+    steps are kept within a bracket of it.  Within COLDEST and HOTTEST.
+    """
+    low, high = 1 / HOTTEST, 1 / COLDEST
+    ends = slopes(logits, labels, [low, high])[0].sum(0)
+    if ends[0] >= 0:
+        return HOTTEST
+    if ends[1] <= 0:
+        return COLDEST
+    b = 1.0
+    for _ in range(200):
+        slope, bend = (float(x.sum()) for x in slopes(logits, labels, [b]))
+        low, high = (b, high) if slope < 0 else (low, b)
+        step = b - slope / bend if bend > 0 else low
+        further = step if low < step < high else (low * high) ** 0.5
+        if abs(further - b) <= 1e-13 * b:
+            break
+        b = further
+    return 1 / b
+
+
+def slopes(logits: Tensor, labels: Tensor, at: list[float] | Array) -> tuple[Array, Array]:
+    """Slope and bend of each image's NLL in b = 1 / T: E z - z_label and Var z under softmax(b z).
+
+    Shapes: (n, C), (n,), (k,) -> (n, k), (n, k).
+    """
+    parts = []
+    for some, own in zip(*(x.split(max(1, SLOPES_AT_ONCE // logits.shape[1])) for x in (logits, labels)), strict=True):
+        z = some.cpu().double()
+        z = z - z.gather(1, own.cpu()[:, None])  # a shift changes nothing, and now z_label is 0
+        columns = []
+        for b in at:
+            p = (float(b) * z).softmax(1)
+            mean = (p * z).sum(1)
+            columns.append(torch.stack([mean, (p * (z - mean[:, None]).square()).sum(1)]))
+        parts.append(torch.stack(columns, 2))
+    slope, bend = torch.cat(parts, 1).numpy()
+    return slope, bend
+
+
+def temperature_interval(
+    logits: Tensor, labels: Tensor, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float, float]:
+    """The temperature with its percentile interval over images.
+
+    Each resample has a temperature of its own.  Its slope is a weighted sum of the images', each of them read at 24 places
+    about the estimate and a polynomial between (it is analytic there), so that the logits are gone through once and not a
+    thousand times.
+    """
+    found = temperature(logits, labels)
+    slope, bend = slopes(logits, labels, [1 / found])
+    if len(labels) < 2 or not COLDEST < found < HOTTEST:
+        return found, float("nan"), float("nan")
+    error = found * np.sqrt(np.square(slope).sum()) / bend.sum()  # of log b
+    reach = min(8 * error, np.log(HOTTEST))
+    places = chebyshev.chebpts1(24)
+    each, _ = slopes(logits, labels, np.exp(reach * places) / found)
+    drawn = np.concatenate([w @ each for w in counts(len(labels), resamples, seed)])
+    zeros = _rising_zeros(chebyshev.chebfit(places, drawn.T, len(places) - 1))
+    tail = (1 - level) / 2
+    low, high = np.quantile(found / np.exp(reach * zeros), [tail, 1 - tail])
+    return found, float(low), float(high)
+
+
+def _rising_zeros(coefficients: Array) -> Array:
+    """Where each rising series is zero in [-1, 1]; an end of it where there is none.  Shapes: (k, R) -> (R,)."""
+    low, high = -np.ones(coefficients.shape[1]), np.ones(coefficients.shape[1])
+    for _ in range(50):
+        middle = (low + high) / 2
+        below = chebyshev.chebval(middle, coefficients, tensor=False) < 0
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return (low + high) / 2

@@ -173,13 +173,13 @@
   const landed = (model, x, y, value) => `<b>${plain(model.name)}</b><br>at ${figure(x)}, ${figure(y)}<br>${figure(value)}`;
 
   /** Numbers against ``at`` with their intervals as bands, a line a model, or one a model and value of ``by``. */
-  function bands(chart, shown, colours, width, room, by, across) {
+  function bands(chart, shown, colours, width, room, by, across, solid = (row) => row[by] === 1) {
     const data = [], front = [];
     for (const model of shown) {
       for (const rows of by ? grouped(rowsOf(chart.table, model), by) : [rowsOf(chart.table, model)]) {
         const at = pick(rows, "at", 1), value = pick(rows, chart.y, chart.scale), colour = colours.model(model);
         const [low, high] = ["_low", "_high"].map((end) => pick(rows, chart.y + end, chart.scale).map((x, i) => x ?? value[i]));
-        const dash = by ? (rows[0][by] === 1 ? "solid" : "dash") : model.dash, name = by ? `${by} ${rows[0][by]}` : "";
+        const dash = by ? (solid(rows[0]) ? "solid" : "dash") : model.dash, name = by ? `${by} ${rows[0][by]}` : "";
         data.push({ ...QUIET, x: [...at, ...[...at].reverse()], y: [...high, ...low.reverse()], mode: "lines", line: { width: 0 }, fill: "toself", fillcolor: faint(colour, 0.16) });
         front.push({
           ...INFO, x: at, y: value, mode: by || rows.length > 40 ? "lines" : "lines+markers", line: { color: colour, width: 2, dash }, marker: { color: colour, size: 7 },
@@ -344,6 +344,43 @@
     /** The density of eigenvalues of one sign with its interval, a line a model. */
     densities(chart, shown, colours, width, room) {
       return bands(chart, shown, colours, width, room, null, "Eigenvalue");
+    },
+
+    /** How alike units are, a square a pair, a panel a model; dotted lines where a stage ends. */
+    matrix(chart, shown, colours, width) {
+      const layout = panels(colours, shown, chart, width, 260, { x: { zeroline: false, showgrid: false, title: heading("Unit") }, y: { zeroline: false, showgrid: false } });
+      const data = shown.map((model, i) => {
+        const lines = grouped(rowsOf(chart.table, model), "unit"), across = lines[0], tag = i ? i + 1 : "";
+        const ends = (rows, stage) => rows.slice(1).flatMap((row, k) => (row[stage] === rows[k][stage] ? [] : [row[stage.replace("stage", "unit")] - 0.5]));
+        const line = { color: colours.kind("other"), width: 1, dash: "dot" };
+        const from = across[0].other_unit - 0.5, to = across.at(-1).other_unit + 0.5, low = lines[0][0].unit - 0.5, high = lines.at(-1)[0].unit + 0.5;
+        for (const x of ends(across, "other_stage")) layout.shapes.push({ type: "line", xref: `x${tag}`, yref: `y${tag}`, x0: x, x1: x, y0: low, y1: high, line });
+        for (const y of ends(lines.map((rows) => rows[0]), "stage")) layout.shapes.push({ type: "line", xref: `x${tag}`, yref: `y${tag}`, x0: from, x1: to, y0: y, y1: y, line });
+        delete layout[`yaxis${tag}`].matches;
+        Object.assign(layout[`yaxis${tag}`], { showticklabels: true, range: [low, high] });
+        Object.assign(layout[`xaxis${tag}`], { range: [from, to] });
+        return {
+          ...INFO, type: "heatmap", xaxis: `x${i + 1}`, yaxis: `y${i + 1}`, x: pick(across, "other_unit", 1), y: lines.map((rows) => rows[0].unit),
+          z: lines.map((rows) => pick(rows, chart.y, chart.scale)), zmin: 0, zmax: 1, colorscale: "Inferno", showscale: false,
+          text: lines.map((rows) => rows.map((row) => `${named(model, row, chart)}<br>with unit ${row.other_unit} · ${row.other_kind}`)),
+        };
+      });
+      return { data, layout };
+    },
+
+    /** A change against the frequency of noise, a line a model and severity; the middle severity is solid. */
+    frequencies(chart, shown, colours, width, room) {
+      return bands(chart, shown, colours, width, room, "severity", "Frequency of the noise (units of π)", (row) => row.middle === 1);
+    },
+
+    /** A number at each severity of corruptions, a line a model. */
+    severities(chart, shown, colours, width, room) {
+      return bands(chart, shown, colours, width, room, null, "Severity");
+    },
+
+    /** A number at each size of attack, a line a model. */
+    epsilons(chart, shown, colours, width, room) {
+      return bands(chart, shown, colours, width, room, null, "Epsilon (1/255)");
     },
 
     /** A number at each snapshot of training with its interval, a line a model. */

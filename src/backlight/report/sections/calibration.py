@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 from ...result import Result, Row
 from ..words import interval
 from .section import Chart, Metrics, Results, Section
@@ -20,19 +23,38 @@ METRICS = {
     "unc_90": ("Unc-90", "%; share of the wrong answers with confidence of 0.9 or less", 100),
     "iou": ("Mean IoU", "%; intersection over union of labels and answers, mean over classes", 100),
     "iou_90": ("IoU-90", "%; the same where confidence exceeds 0.9", 100),
+    "temperature": (
+        "Temperature",
+        "what the logits are best divided by, found on held-out images; below 1: under-confident",
+        1,
+    ),
+    "nll_unscaled": ("NLL before scaling", "nats; on the images that the temperature was not fitted on", 1),
+    "nll_scaled": ("NLL after scaling", "nats; on the same", 1),
+    "nll_scaled_change": ("Change of NLL", "nats; after minus before", 1),
+    "ece_unscaled": ("ECE before scaling", "%; on the images that the temperature was not fitted on", 100),
+    "ece_scaled": ("ECE after scaling", "%; on the same", 100),
+    "ece_scaled_change": ("Change of ECE", "points; after minus before", 100),
 }
+#: In the rows, not in the table.
+UNSHOWN = {f"{m}_{when}" for m in ("brier", "signed_ece", "adaptive_ece") for when in ("unscaled", "scaled", "scaled_change")}
 
 
 def figures(results: Results) -> list[list[Chart]]:
-    """One reliability diagram for all models."""
+    """One reliability diagram for all models, and one after temperature scaling behind a tab."""
     tales = [f"{r.model}: ECE {100 * _metric(r, 'ece')['value']:.1f}%." for r in results if r is not None]
     alt = f"Accuracy against confidence, a line a model, beside the diagonal of a calibrated model. {' '.join(tales)}"
-    return [[Chart("reliability", "calibration/reliability", "Accuracy in the bin", alt)]]
+    plain = Chart("reliability", "calibration/reliability", "Accuracy in the bin", alt)
+    if not any("reliability_scaled" in r.arrays for r in results if r is not None):
+        return [[plain]]
+    told = [f"{r.model}: T {_metric(r, 'temperature')['value']:.2f}." for r in results if r is not None]
+    alt = f"The same after temperature scaling, on the images that the temperature was not fitted on. {' '.join(told)}"
+    scaled = Chart("reliability", "calibration/scaled", "Accuracy in the bin", alt, tab="After temperature scaling")
+    return [[replace(plain, tab="As trained"), scaled]]
 
 
 def metrics(results: Results) -> Metrics:
     """Every metric, a model a column."""
-    found = {row["metric"] for result in results if result is not None for row in result.table}
+    found = {row["metric"] for result in results if result is not None for row in result.table} - UNSHOWN
     known = {name: METRICS.get(name, (name, "", 1)) for name in [*METRICS, *sorted(found - set(METRICS))] if name in found}
     rows = [(title, what, [_cell(r, name, scale) for r in results]) for name, (title, what, scale) in known.items()]
     return Metrics("Metrics with 95% intervals over images", rows)
@@ -50,9 +72,11 @@ def _cell(result: Result | None, name: str, scale: float) -> str:
     return interval(row["value"], row["low"], row["high"], scale=scale)
 
 
-def reliability(result: Result) -> list[Row]:
+def reliability(result: Result, of: str = "reliability") -> list[Row]:
     """A row a bin that holds images.  Shapes: (value, low, high) x (confidence, accuracy, share) x bins -> rows."""
-    diagram = result.arrays["reliability"]
+    if of not in result.arrays:
+        return []
+    diagram = result.arrays[of]
     bins = diagram.shape[2]
     return [
         {"from": k / bins, "to": (k + 1) / bins, "confidence": diagram[0, 0, k], "share": diagram[0, 2, k]}
@@ -73,5 +97,5 @@ SECTION = Section(
     needs=("metric", "value", "low", "high", "reliability"),
     figures=figures,
     metrics=metrics,
-    derived={"calibration/reliability": reliability},
+    derived={"calibration/reliability": reliability, "calibration/scaled": partial(reliability, of="reliability_scaled")},
 )

@@ -18,7 +18,7 @@ Results = Sequence[Result | None]  # one a model, in the order of the page
 class Chart:
     """A chart to draw: its kind (a function in ``page.js``), the table and the columns it shows, and its words."""
 
-    kind: str  # depth, curves, bars, reliability, surface, contour, sections, steps, path, densities
+    kind: str  # depth, bars, matrix, ...: a function in CHARTS
     table: str  # an analysis, or the name of a derived table
     label: str  # what its vertical axis shows, with the unit
     alt: str  # the chart for those who do not see it
