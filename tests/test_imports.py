@@ -21,8 +21,8 @@ LEVEL = {
     "batches": 5, "surfaces": 4, "vtp": 4, "pixels": 1, "corruptions": 1, "shapes": 4, "attending": 4,
     "analyses": 5,
     "rand_augment": 2, "chance": 3, "training_images": 5, "training": 6, "checkpoints": 1, "trackers": 3,
-    "study": 6, "runs": 7, "buildup": 7, "report": 7, "doctor": 7,
-    "cli": 8, "__main__": 9, "__init__": 0,
+    "study": 6, "runs": 7, "buildup": 8, "buildup_rule": 4, "report": 7, "doctor": 7,
+    "cli": 9, "__main__": 10, "__init__": 0,
 }  # fmt: skip
 
 

@@ -28,8 +28,9 @@ from backlight.data import dataset
 from backlight.errors import UserError
 from backlight.models.saved import describe
 from backlight.models.zoo import load_model
+from backlight.numerics.student import student
 from backlight.recipes import FASHION
-from backlight.runs import Progress, Run, fitted, over_seeds, parted, rows_until, student, train_to_folder
+from backlight.runs import Progress, Run, fitted, over_seeds, parted, rows_until, train_to_folder
 
 SMALLER = "word:c c?block=basic&dim=4"  # what the data decide is left open
 QUICK = replace(FASHION, epochs=4, batch_size=16, warmup_epochs=1, mixup=0.5, cutmix=0.5)

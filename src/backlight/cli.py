@@ -641,6 +641,60 @@ def train_command(
 
 
 @app.command(
+    "buildup",
+    help="The paper's build-up rule: attention from the end of a CNN, kept where it helps by more than the seeds' noise.\n\n"
+    "Example: backlight buildup 'word:ccc ccc?block=basic&dim=16' --data fashion --minutes 120 --out runs/search\n\n"
+    "Options from --epochs on overrule the recipe's fields.  What was stopped goes on with --resume.",
+)
+@overrules_recipe
+def buildup_command(
+    changes: Mapping[str, Any],
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder that will hold the search.")],
+    *,
+    data: Annotated[str, typer.Option(help="A data set by name, or a folder; see: backlight data --help.")] = "fashion",
+    recipe: Annotated[str, typer.Option(help="See: backlight recipes.")] = "fashion",
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Train on a stratified subset of N images.")] = None,
+    fraction: Annotated[float, typer.Option(help="Train on this share of the images, stratified.")] = 1.0,
+    hold: Annotated[str, typer.Option(help="With fewer images: hold epochs or steps.")] = "epochs",
+    held_out: Annotated[float, typer.Option(help="Share of the training images that decides.")] = 0.1,
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Trainings of each candidate.")] = "0,1,2",
+    heads: Annotated[int | None, typer.Option(min=1, help="Of each attention; default: as wide as the unit allows.")] = None,
+    dim_head: Annotated[int, typer.Option(min=1, help="Channels a head.")] = 64,
+    window: Annotated[int, typer.Option(min=1, help="Side of the attention windows.")] = 7,
+    margin: Annotated[float, typer.Option(help="Gain of accuracy, as a fraction, that the interval must lie above.")] = 0.0,
+    patience: Annotated[int, typer.Option(min=0, help="Candidates more in a stage after one was rejected.")] = 0,
+    controls: Annotated[bool, typer.Option(help="Kept candidates also with as many parameters as before.")] = True,
+    minutes: Annotated[float | None, typer.Option(help="Budget, over all starts.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is there; begin where there is nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what is there first.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile each model first.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads: the last digits depend on them.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode large images.")] = None,
+    data_root: Annotated[str | None, typer.Option(metavar="DIR", help="Where named data sets lie.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Allow downloading the data.")] = False,
+    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Between checkpoints.")] = 60.0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    from .buildup import BuildupRun, buildup_to_folder
+    from .progress import followed
+    from .recipes import recipe as named
+    from .result import load
+
+    about: dict[str, Any] = {"limit": limit, "fraction": fraction, "hold": hold, "held_out": held_out}
+    about |= {"seeds": tuple(whole_numbers(seeds)), "heads": heads, "dim_head": dim_head, "window": window}
+    settings: dict[str, Any] = {"margin": margin, "patience": patience, "controls": controls, "minutes": minutes}
+    settings |= {"resume": resume, "overwrite": overwrite, "device": device, "threads": threads, "compile": compiled}
+    settings |= {"workers": workers, "data_root": data_root, "download": download, "checkpoint_seconds": checkpoint_seconds}
+    asked = BuildupRun(model, data, named(recipe, **changes), **about)
+    followed(buildup_to_folder(asked, out, **settings), model, quiet=quiet)
+    rows = load(out / "buildup").rows()
+    print_json(rows) if as_json else print_csv(rows)
+
+
+@app.command(
     "hybridize",
     help="Put attention in the place of convolutions and save the model where the zoo finds it again.\n\n"
     "Example: backlight hybridize resnet50 --units 6,15 --out runs/hybrid",

@@ -15,7 +15,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 import shutil
 import signal
@@ -43,6 +42,7 @@ from .models.preprocessing import preprocessing_of, with_preprocessing
 from .models.saved import DESCRIPTION, describe, saved_folder
 from .models.spelling import parse, with_arguments
 from .models.zoo import load_model, save_model
+from .numerics.student import student
 from .progress import clock
 from .recipes import Recipe, stretched
 from .result import plain
@@ -172,17 +172,6 @@ def over_seeds(asked: Run, out: Path, seeds: Sequence[int], **settings: Any) -> 
         write_whole(out / "seeds.csv", table(rows, ("seed", *SUMMARISED)))
         mean, low, high = (100 * x for x in spread["accuracy"])
         yield f"accuracy over {len(seeds)} seeds: {mean:.1f}% [{low:.1f}, {high:.1f}]"
-
-
-def student(values: Sequence[float]) -> tuple[float, float, float]:
-    """A mean and its 95% interval, for values that are normally distributed; without end for a single one."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return values[0], -math.inf, math.inf
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    reach = float(t.ppf(0.975, len(values) - 1)) * error
-    return mean, mean - reach, mean + reach
 
 
 class Kept:

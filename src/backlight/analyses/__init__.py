@@ -51,7 +51,9 @@ def shares_a_pass(name: str, settings: Mapping[str, Any]) -> bool:
 
 
 def result_type(name: str) -> type[Result]:
-    """The Result of an analysis."""
+    """The Result of an analysis, or of the build-up search, which trains and so is none."""
+    if name == "buildup":
+        return import_module("..buildup", __name__).Buildup
     return getattr(import_module(f".{known(name)}", __name__), name.title().replace("_", ""))
 
 

@@ -36,10 +36,12 @@ if TYPE_CHECKING:
 GROUPS = 128
 BLOCKS = (
     "Units are more alike within a stage than across stages: the model behaves like a series of small models.",
+    "Figure 10a",
     "mean CKA of two units of one stage less that of two units of different stages",
 )
 MATCHED = (
     "At equal distance in depth, too, two units are more alike within a stage than across stages.",
+    "A control of figure 10a",
     "mean CKA of two units of one stage less that of units as far apart in different stages",
 )
 
@@ -286,10 +288,10 @@ def _resampled(
     return low, high, drawn
 
 
-def _claim(statement: str, quantity: str, contrast: Array, value: Array, drawn: Array) -> Claim:
+def _claim(statement: str, source: str, quantity: str, contrast: Array, value: Array, drawn: Array) -> Claim:
     counted = contrast != 0
     ends = (float(value[counted] @ contrast[counted]), *np.quantile(drawn, [0.025, 0.975]))
-    return Claim.of_sign("positive", ends, statement=statement, source="Figure 10a", quantity=quantity)
+    return Claim.of_sign("positive", ends, statement=statement, source=source, quantity=quantity)
 
 
 @dataclass(frozen=True)

@@ -361,7 +361,7 @@
         Object.assign(layout[`xaxis${tag}`], { range: [from, to] });
         return {
           ...INFO, type: "heatmap", xaxis: `x${i + 1}`, yaxis: `y${i + 1}`, x: pick(across, "other_unit", 1), y: lines.map((rows) => rows[0].unit),
-          z: lines.map((rows) => pick(rows, chart.y, chart.scale)), zmin: 0, zmax: 1, colorscale: "Inferno", showscale: false,
+          z: lines.map((rows) => pick(rows, chart.y, chart.scale)), zmin: 0, zmax: 1, colorscale: PLASMA, showscale: false,
           text: lines.map((rows) => rows.map((row) => `${named(model, row, chart)}<br>with unit ${row.other_unit} · ${row.other_kind}`)),
         };
       });

@@ -55,7 +55,7 @@ def html(study: Study) -> str:
         title=title(study),
         lead=lead(study),
         models=[drawn(i, model) for i, model in enumerate(study.models)],
-        statements=statements(study, study.analyses),
+        statements=of_the_paper(study),
         sections=[section(study, analysis) for analysis in study.analyses],
         absent=study.absent,
         kinds={kind: (*sign, words.SINGULAR.get(kind, kind)) for kind, sign in KIND_SIGN.items() if kind in _kinds(study)},
@@ -102,7 +102,7 @@ def lead(study: Study) -> list[str]:
     who = words.series(names) if len(names) <= 4 else f"{len(names)} models"
     what = f"{who} looked at {_images(results)} {_data(study, results)}."
     untrained = [UNTRAINED] if study.settings.get("pretrained") is False else []
-    return [f"{what} The questions: {asked}?", _outcome(statements(study, study.analyses)), *untrained]
+    return [f"{what} The questions: {asked}?", _outcome(of_the_paper(study)), *untrained]
 
 
 def _images(results: Sequence[Result]) -> str:
@@ -140,8 +140,13 @@ def _outcome(found: Sequence[Mapping[str, Any]]) -> str:
     return f"Of {words.counted(len(found), 'statement')} of the paper that could be tested, {told}."
 
 
+def of_the_paper(study: Study) -> list[dict[str, Any]]:
+    """The paper's own statements, told by its figures; those of others stand beside their analysis alone."""
+    return [found for found in statements(study, study.analyses) if found["source"].startswith(("Figure", "Version"))]
+
+
 def statements(study: Study, analyses: Iterable[str]) -> list[dict[str, Any]]:
-    """The paper's statements, each with what came of it in each model (None: not tested there)."""
+    """What was claimed and tested, each with what came of it in each model (None: not tested there)."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for analysis in analyses:
         for i, result in enumerate(study.results(analysis)):

@@ -13,7 +13,7 @@ LINES = "A line a model and size of the noise, solid for the middle size, with i
 def figures(results: Results) -> list[list[Chart]]:
     """Change in accuracy over the frequency of the noise, and in NLL behind a tab."""
     accuracy = Chart(
-        "frequencies", "noise/lines", "Change in accuracy (percentage points)", LINES + _tales(results),
+        "frequencies", "noise/lines", "Change in accuracy (points); solid: the middle size of noise", LINES + _tales(results),
         y="accuracy_change", scale=100, tab="Accuracy",
     )  # fmt: skip
     nll = Chart("frequencies", "noise/lines", "Change in NLL (nats)", f"{LINES}Change in NLL.", y="nll_change", tab="NLL")

@@ -11,7 +11,7 @@ SQUARES = "A square a model, a row and a column a unit, from dark for CKA 0 to b
 
 def figures(results: Results) -> list[list[Chart]]:
     """The matrix, a panel a model."""
-    return [[Chart("matrix", "similarity/matrix", "CKA", SQUARES + _tales(results), y="cka")]]
+    return [[Chart("matrix", "similarity/matrix", "CKA, from 0 (dark) to 1 (bright)", SQUARES + _tales(results), y="cka")]]
 
 
 def metrics(results: Results) -> Metrics:

@@ -1,0 +1,549 @@
+"""The build-up rule: the paper's own search comes out of it, noise does not, and a stopped search ends as one that was not."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import ttest_rel
+
+from backlight import buildup as module
+from backlight import runs
+from backlight.anatomy import spell, units
+from backlight.buildup import Bench, Buildup, BuildupRun, buildup_to_folder, over_both
+from backlight.buildup_rule import Search, Trial, candidates, places
+from backlight.errors import UserError
+from backlight.models.cost import parameters
+from backlight.models.saved import describe
+from backlight.models.surgery import gates
+from backlight.models.zoo import load_model, save_model
+from backlight.recipes import recipe
+from backlight.runs import Progress
+
+#: Figure 12a: attentions in each stage of the (3, 4, 6, 4) baseline, accuracy, and whether it stayed; in the authors' order.
+PUBLISHED = [
+    ((0, 0, 0, 0), 82.48, "baseline"),
+    ((0, 0, 0, 1), 83.45, "keep"),
+    ((0, 0, 0, 2), 83.66, "keep"),
+    ((0, 0, 1, 2), 83.77, "keep"),
+    ((0, 0, 2, 2), 83.52, "reject"),
+    ((0, 0, 3, 2), 83.19, "reject"),
+    ((0, 1, 1, 2), 84.02, "keep"),
+    ((0, 2, 1, 2), 83.39, "reject"),
+    ((1, 1, 1, 2), 83.80, "reject"),
+]
+MODEL = "word:cc cc?block=basic&dim=4"
+SETTINGS: dict[str, Any] = {"device": "cpu"}
+
+
+def found(word: str) -> list[Any]:
+    """Units as `places` looks at them."""
+    kinds = {"c": "conv", "a": "attention", "m": "mlp"}
+    letters = [(stage, letter) for stage, group in enumerate(word.split()) for letter in group]
+    return [SimpleNamespace(index=i, stage=stage, kind=kinds[letter]) for i, (stage, letter) in enumerate(letters)]
+
+
+def searched(search: Search, score: Callable[[tuple[int, ...]], list[float]]) -> Search:
+    while search.wanted is not None:
+        search.tell(score(search.wanted))
+    return search
+
+
+# The rule
+
+
+@pytest.mark.parametrize(("patience", "left_out"), [(1, None), (0, (0, 0, 3, 2))])
+def test_the_published_accuracies_give_the_published_search(patience: int, left_out: tuple[int, ...] | None) -> None:
+    """With a patience of 1 all of figure 12a; as the README has the rule, all but what follows a rejection within its stage."""
+    baseline = found("ccc cccc cccccc cccc")
+
+    def layout(replaced: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sum(u.index in replaced for u in baseline if u.stage == stage) for stage in range(4))
+
+    accuracy = {layout: accuracy for layout, accuracy, _ in PUBLISHED}
+    search = searched(Search(places(baseline), patience=patience), lambda replaced: [accuracy[layout(replaced)]])
+    seen = [(layout(t.units), t.accuracies[0], t.verdict) for t in search.trials]
+    assert seen == [row for row in PUBLISHED if row[0] != left_out]
+    assert layout(search.best.units) == (0, 1, 1, 2)
+    letters = ["a" if u.index in search.best.units else "c" for u in baseline]
+    assert "".join(letters) == "ccc" + "ccca" + "ccccca" + "caca"  # the paper's figure 11
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("ccc cccc cccccc cccc", [[2], [6, 4], [12, 10, 8], [16, 14]]),
+        ("c cc", [[], [2]]),
+        ("cca ccac", [[], []]),  # behind an attention, or before one, no other
+        ("ccccac", [[2]]),
+        ("cmcmcc", [[5]]),
+        ("amam", [[]]),
+    ],
+)
+def test_attention_follows_a_convolution_of_its_stage(word: str, expected: list[list[int]]) -> None:
+    assert places(found(word)) == expected
+
+
+@pytest.mark.parametrize("patience", [0, 1, 2])
+def test_every_candidate_is_one_replacement_from_what_was_kept(patience: int) -> None:
+    rng = np.random.default_rng(patience)
+    for _ in range(50):
+        stages = [[2], [6, 4], [12, 10, 8], [16, 14]]
+        stage_of = {unit: s for s, stage in enumerate(stages) for unit in stage}
+        order, best, failed, before = candidates(stages, patience), (), 0, 3
+        tried = next(order)
+        while True:
+            stage = min(stage_of[unit] for unit in tried)
+            failed = failed if stage == before else 0
+            assert set(best) < set(tried)
+            assert len(tried) == len(best) + failed + 1
+            assert failed <= patience
+            better = bool(rng.integers(2))
+            best, failed, before = (tried, 0, stage) if better else (best, failed + 1, stage)
+            try:
+                tried = order.send(better)
+            except StopIteration:
+                break
+
+
+def test_at_most_that_many_are_left() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        search = Search([[2], [6, 4], [12, 10, 8], [16, 14]])
+        foreseen = []
+        while search.wanted is not None:
+            foreseen.append(search.left)
+            search.tell([rng.random()])
+        assert all(count >= len(foreseen) - i for i, count in enumerate(foreseen))
+        assert foreseen[0] == 9
+        assert search.left == 0
+    always = Search([[2], [6, 4]])
+    counts = []
+    while always.wanted is not None:
+        counts.append(always.left)
+        always.tell([len(counts)])
+    assert counts == [4, 3, 2, 1], "exact where everything is kept"
+
+
+# The test
+
+
+@pytest.mark.parametrize("shift", [0.02, 0.01, -0.01])
+def test_kept_where_the_paired_interval_is_above_the_margin(shift: float) -> None:
+    rng = np.random.default_rng(3)
+    old = 0.8 + 0.05 * rng.standard_normal(5)  # seeds differ far more than their differences do
+    new = old + shift + 0.004 * rng.standard_normal(5)
+    baseline = Trial((), tuple(old), "baseline")
+    expected = ttest_rel(new, old).confidence_interval(0.95)
+    trial = Trial.compared((1,), new.tolist(), baseline)
+    assert trial.difference == pytest.approx((np.mean(new - old), expected.low, expected.high))
+    assert trial.verdict == ("keep" if expected.low > 0 else "reject")
+    assert (ttest_rel(new, old, alternative="greater").pvalue < 0.025) == (trial.verdict == "keep")
+    edge = trial.difference[1]
+    assert Trial.compared((1,), new.tolist(), baseline, margin=max(0.0, edge + 1e-6)).verdict == "reject"
+    assert Trial.compared((1,), (new + trial.detectable - shift + 1e-3).tolist(), baseline).verdict == "keep"
+    least = (new - np.mean(new - old) + trial.detectable).tolist()
+    assert Trial.compared((1,), least, baseline, margin=-1e-9).verdict == "keep"
+    assert Trial.compared((1,), least, baseline, margin=1e-9).verdict == "reject"
+
+
+def test_one_seed_keeps_by_the_plain_difference() -> None:
+    baseline = Trial((), (0.5,), "baseline")
+    better = Trial.compared((1,), [0.51], baseline)
+    assert better.verdict == "keep"
+    assert better.difference == (pytest.approx(0.01), -np.inf, np.inf)
+    assert np.isnan(better.detectable)
+    assert Trial.compared((1,), [0.51], baseline, margin=0.02).verdict == "reject"
+
+
+def test_noise_is_rarely_kept() -> None:
+    """Of candidates that are no better, one in forty: the share above a 95% interval."""
+    rng = np.random.default_rng(0)
+    stages = [[unit] for unit in range(5)]
+    kept, tried = 0, 0
+    for _ in range(400):
+        search = searched(Search(stages), lambda _: (0.9 + 0.01 * rng.standard_normal(3)).tolist())
+        kept, tried = kept + len(search.kept), tried + len(search.trials) - 1
+    assert 0.012 < kept / tried < 0.04
+
+
+def test_the_interval_over_seeds_and_images_covers() -> None:
+    """Seeds, images and their interaction at random: the joint interval holds the truth 95 times in 100."""
+    rng = np.random.default_rng(0)
+    inside = {"seeds": 0, "images": 0, "both": 0}
+    for _ in range(200):
+        scores = 0.01 + 0.2 * rng.standard_normal((4, 1)) + rng.standard_normal((1, 100)) + 0.3 * rng.standard_normal((4, 100))
+        for name, (_, low, high) in over_both(scores).items():
+            inside[name] += low < 0.01 < high
+    assert inside["both"] >= 186
+    assert inside["both"] > inside["images"] + 10
+    assert inside["both"] > inside["seeds"] + 5
+
+
+# In a folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two classes of 8 px images, bright above and bright below."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 10)):
+        for label, share in (("above", 1.0), ("below", 0.5)):
+            (root / split / label).mkdir(parents=True)
+            for i in range(round(share * count)):
+                pixels = rng.integers(0, 120, (8, 8)).astype(np.uint8)
+                pixels[:4] += np.uint8(100 * (label == "above"))
+                Image.fromarray(pixels).save(root / split / label / f"{i}.png")
+    return str(root)
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take longer than the searches here; one test draws."""
+    monkeypatch.setattr(Buildup, "figure", lambda _: SimpleNamespace(savefig=lambda _: None))
+
+
+@pytest.fixture(scope="module")
+def asked(data: str) -> BuildupRun:
+    fast = recipe("fashion", epochs=1, batch_size=8, drop_path=0.1)
+    return BuildupRun(MODEL, data, fast, held_out=0.25, seeds=(0, 1), dim_head=4)
+
+
+@cache
+def untrained(folder: str, _: str, seed: int) -> tuple[torch.nn.Module, str]:
+    """The random model of a design, and its word."""
+    model = load_model(folder, pretrained=False, num_classes=2, seed=seed)
+    return model, spell(units(model, torch.zeros(2, *model.pretrained_cfg["input_size"])))
+
+
+class Trainer:
+    """Stands where `train_to_folder` does: a random model, and the accuracy that its word is known for."""
+
+    def __init__(self, known: dict[str, float], seconds: float = 6.0) -> None:
+        self.known, self.seconds = known, seconds
+        self.trained: list[str] = []
+
+    def __call__(self, run: runs.Run, folder: Path, **_: Any) -> Iterator[str | Progress]:
+        yield Progress(1, 2, "halfway")
+        model, word = untrained(run.model, Path(run.model, "model.json").read_text(), run.seed)
+        matched = " matched" if run.model.endswith("-matched") else ""
+        accuracy = self.known[word + matched] + (0.01 + 0.002 * len(word.replace("c", ""))) * run.seed
+        origin = describe(Path(run.model))["model"]
+        self.trained.append(f"{word}{matched} {run.seed}")
+        about = {"run": {"model": run.model}, "seconds": self.seconds, "test": {"accuracy": [accuracy, 0, 1]}}
+        save_model(model, folder, spec=origin, num_classes=2, **about)
+
+
+KNOWN = {"cc cc": 0.5, "cc ca": 0.7, "ca ca": 0.6, "ca cc": 0.8, "cc ca matched": 0.65}
+
+
+def trained_by(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> Trainer:
+    monkeypatch.setattr(module, "train_to_folder", trainer)
+    return trainer
+
+
+@pytest.fixture
+def untested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For searches of which the end does not matter."""
+    monkeypatch.setattr(module, "tested", lambda *_: np.zeros(4))
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return pq.read_table(out / "buildup" / "rows.parquet").to_pylist()
+
+
+def evidence(out: Path) -> dict[str, Any]:
+    return json.loads((out / "buildup" / "result.json").read_text())["evidence"]
+
+
+@pytest.fixture(scope="module")
+def finished(asked: BuildupRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trainer, list[str]]:
+    """A whole search, what was trained for it, and what was said."""
+    out, trainer = tmp_path_factory.mktemp("finished") / "out", Trainer(KNOWN)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        trained_by(monkeypatch, trainer)
+        return out, trainer, [line for line in buildup_to_folder(asked, out, **SETTINGS) if isinstance(line, str)]
+
+
+def test_a_search_in_a_folder(finished: tuple[Path, Trainer, list[str]]) -> None:
+    out, trainer, said = finished
+    table = rows(out)
+    assert [(row["word"], row["layout"], row["verdict"], row["against"]) for row in table] == [
+        ("cc cc", "0, 0", "baseline", ""),
+        ("cc ca", "0, 1", "keep", "baseline"),
+        ("ca ca", "1, 1", "reject", "units-3"),
+        ("cc ca", "0, 1", "control", "baseline"),
+    ]
+    assert trainer.trained == [f"{word} {seed}" for word in ("cc cc", "cc ca", "ca ca", "cc ca matched") for seed in (0, 1)]
+    assert table[1]["difference"] == pytest.approx(0.201)
+    assert table[3]["difference"] == pytest.approx(0.151), "a control is held against the baseline, whose size it has"
+    sizes = [row["parameters"] for row in table]
+    assert abs(sizes[3] - sizes[0]) < abs(sizes[1] - sizes[0])
+    facts = evidence(out)
+    assert facts["winner"] == [3]
+    assert facts["trainings"] == 8
+    assert facts["seconds"] == 48
+    best = load_model(str(out / "model"))
+    assert spell(units(best, torch.zeros(2, 1, 8, 8))) == "cc ca"
+    assert parameters(best) == sizes[1]
+    assert not gates(best), "plain replacement: nothing of the convolution is left"
+    assert any("a training takes 6 s, left are at most 9 or 54 s" in line for line in said), said
+    assert len(json.loads((out / "buildup" / "result.json").read_text())["claims"]) == 3
+
+
+def test_what_is_tested_is_right(asked: BuildupRun, finished: tuple[Path, Trainer, list[str]]) -> None:
+    """The accuracies on the test images, by a slow loop over the files."""
+    out = finished[0]
+    found = evidence(out)
+    for role, name in {"baseline": "baseline", "winner": "units-3", "matched": "units-3-matched"}.items():
+        right = []
+        for seed in asked.seeds:
+            model = load_model(str(out / "trainings" / name / f"seed-{seed}"))
+            mean, std = (model.pretrained_cfg[key][0] for key in ("mean", "std"))
+            for file in sorted((Path(asked.data) / "test").rglob("*.png")):
+                pixels = torch.from_numpy(np.array(Image.open(file))).float()[None, None] / 255
+                answer = model((pixels - mean) / std).argmax().item()
+                right.append(answer == ["above", "below"].index(file.parent.name))
+        assert found["test"][role]["both"][0] == pytest.approx(np.mean(right))
+    gain = found["test_gain"]["winner"]["both"][0]
+    assert gain == pytest.approx(found["test"]["winner"]["seeds"][0] - found["test"]["baseline"]["seeds"][0])
+
+
+def test_the_trainings_share_all_weights_but_the_new_ones(asked: BuildupRun, tmp_path: Path) -> None:
+    bench = Bench(asked, tmp_path, None, {"data_root": None, "device": "cpu"})
+    baseline, design = (bench.design(layout) for layout in ((), (3,)))
+    one, two, other = (
+        load_model(str(d.folder), pretrained=False, seed=s) for d, s in ((baseline, 5), (design, 5), (design, 6))
+    )
+    before, after = one.state_dict(), two.state_dict()
+    shared = [name for name in after if name in before and before[name].shape == after[name].shape]
+    assert len(shared) > 20
+    assert all(torch.equal(before[name], after[name]) for name in shared)
+    drawn = [name for name, p in two.named_parameters() if p.std() > 0 and "bn" not in name]
+    assert drawn
+    assert not any(torch.equal(after[name], other.state_dict()[name]) for name in drawn)
+    assert "drop_path_rate=0.1" in describe(baseline.folder)["model"], "the recipe's drop path is in the design"
+
+
+def test_stopped_anywhere_it_ends_the_same(asked: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real trainings, a checkpoint a step, and a stop every few moments."""
+    monkeypatch.setattr(runs, "calibration", partial(runs.calibration, resamples=10))
+    settings = SETTINGS | {"checkpoint_seconds": 0.0}
+    list(buildup_to_folder(asked, tmp_path / "whole", **settings))
+    stops = 0
+    for moments in (3, 6, 1000):
+        search = buildup_to_folder(asked, tmp_path / "parts", resume=True, **settings)
+        for count, _ in enumerate(search, 1):
+            if count == moments:
+                stops += 1
+                break
+        search.close()
+    assert stops == 2
+    assert [str(row) for row in rows(tmp_path / "parts")] == [str(row) for row in rows(tmp_path / "whole")]
+    for name in ("baseline", "units-1", "units-3"):
+        one, two = (load_model(str(tmp_path / way / "trainings" / name / "seed-1")).state_dict() for way in ("parts", "whole"))
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    first = evidence(tmp_path / "whole")
+    assert {key: first[key] for key in ("test", "winner")} == {
+        key: evidence(tmp_path / "parts")[key] for key in ("test", "winner")
+    }
+
+
+@pytest.mark.usefixtures("untested")
+def test_what_is_done_is_not_done_again(asked: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trained_by(monkeypatch, Trainer(KNOWN))
+    search = buildup_to_folder(asked, tmp_path / "out", **SETTINGS)
+    while len(trainer.trained) < 3:
+        next(search)
+    search.close()
+    (tmp_path / "out").rename(tmp_path / "moved")
+    list(buildup_to_folder(asked, tmp_path / "moved", resume=True, **SETTINGS))
+    assert len(trainer.trained) == len(set(trainer.trained)) == 8
+    list(buildup_to_folder(asked, tmp_path / "moved", resume=True, margin=0.3, **SETTINGS))
+    changed = [(row["word"], row["verdict"]) for row in rows(tmp_path / "moved")]
+    assert changed[:3] == [("cc cc", "baseline"), ("cc ca", "reject"), ("ca cc", "reject")], "judged by the new margin"
+    assert trainer.trained[8:] == ["ca cc 0", "ca cc 1"], "what the first search did not ask for"
+
+
+@pytest.mark.usefixtures("untested")
+def test_an_unfinished_training_goes_on_where_its_folder_was_moved(
+    asked: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "calibration", partial(runs.calibration, resamples=10))
+    settings = SETTINGS | {"checkpoint_seconds": 0.0}
+    alone = replace(asked, seeds=(0,), recipe=replace(asked.recipe, epochs=2))
+    search = buildup_to_folder(alone, tmp_path / "out", **settings)
+    next(moment for moment in search if isinstance(moment, Progress))
+    search.close()
+    (tmp_path / "out").rename(tmp_path / "moved")
+    said = [m for m in buildup_to_folder(alone, tmp_path / "moved", resume=True, **settings) if isinstance(m, str)]
+    assert any(line.startswith("going on from step") for line in said)
+    assert any("one seed: nothing is known of the noise" in line for line in said)
+    assert all(row["accuracy_low"] == -np.inf for row in rows(tmp_path / "moved"))
+
+
+# The budget
+
+
+@pytest.mark.usefixtures("untested")
+def test_nothing_is_begun_that_the_budget_does_not_hold(
+    asked: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the second seed of a candidate dropped when a search goes on, because the first one is counted now."""
+    trainer, out = trained_by(monkeypatch, Trainer(KNOWN, seconds=60)), tmp_path / "out"
+    search = buildup_to_folder(asked, out, minutes=4, **SETTINGS)
+    while len(trainer.trained) < 3:
+        next(search)
+    search.close()
+    said = list(buildup_to_folder(asked, out, minutes=4, resume=True, **SETTINGS))  # 2 + 2 minutes, and no 2 more
+    assert trainer.trained == ["cc cc 0", "cc cc 1", "cc ca 0", "cc ca 1"]
+    assert "the budget of 4 minutes ends before (1, 1) ca ca, which takes about 2:00 min; --resume" in " ".join(map(str, said))
+    assert [row["verdict"] for row in rows(out)] == ["baseline", "keep"]
+    assert "ends before" in evidence(out)["stopped"]
+    list(buildup_to_folder(asked, out, minutes=8, resume=True, **SETTINGS))
+    assert len(trainer.trained) == 8
+    assert rows(out)[-1]["verdict"] == "control"
+
+
+@pytest.mark.usefixtures("untested")
+def test_a_budget_too_small_for_the_baseline(asked: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trained_by(monkeypatch, Trainer(KNOWN, seconds=60))
+    with pytest.raises(
+        UserError, match=r"the baseline alone takes about 2:00 min with 2 seeds, and the budget is 1\.5 minutes"
+    ):
+        list(buildup_to_folder(asked, tmp_path / "out", minutes=1.5, **SETTINGS))
+    assert trainer.trained == ["cc cc 0"]
+    with pytest.raises(UserError, match="the baseline alone"):
+        list(buildup_to_folder(asked, tmp_path / "early", minutes=1e-9, **SETTINGS))
+    assert len(trainer.trained) == 1, "seen before the first training ended"
+    list(buildup_to_folder(asked, tmp_path / "out", minutes=2, resume=True, **SETTINGS))
+    assert len(rows(tmp_path / "out")) == 1, "the baseline alone"
+
+
+# What cannot be done
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "sentence"),
+    [
+        (
+            {"model": "word:aa a?block=basic&dim=4&heads=1&dim_head=4"},
+            {},
+            "no convolution follows another in a stage of 'aa a'",
+        ),
+        ({"model": "word:c c?block=basic&dim=4"}, {}, "has nothing to replace"),
+        ({}, {"minutes": 0}, "a number of minutes above 0"),
+        ({}, {"minutes": float("nan")}, "a number of minutes above 0"),
+        ({}, {"margin": -0.1}, "the margin is a fraction"),
+        ({}, {"margin": float("nan")}, "the margin is a fraction"),
+        ({}, {"patience": -1}, "the patience is a whole number"),
+        ({"dim_head": 0}, {}, "dim_head=0: a whole number above 0"),
+    ],
+)
+def test_refused(asked: BuildupRun, tmp_path: Path, changes: dict[str, Any], settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        list(buildup_to_folder(replace(asked, **changes), tmp_path / "out", **SETTINGS, **settings))
+    assert not (tmp_path / "out").exists()
+
+
+def test_seeds_and_held_out_images_are_needed(asked: BuildupRun) -> None:
+    for seeds in ((), (1, 1)):
+        with pytest.raises(UserError, match="one seed or more, each given once"):
+            replace(asked, seeds=seeds)
+    with pytest.raises(UserError, match="hold some training images out"):
+        replace(asked, held_out=0.0)
+
+
+def test_several_processes_are_refused(asked: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="without torchrun"):
+        list(buildup_to_folder(asked, tmp_path / "out", **SETTINGS))
+
+
+def test_a_folder_that_is_not_free(asked: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trained_by(monkeypatch, Trainer(KNOWN))
+    out = tmp_path / "out"
+    search = buildup_to_folder(asked, out, **SETTINGS)
+    next(search)
+    with pytest.raises(UserError, match="another search is at work"):
+        list(buildup_to_folder(asked, out, resume=True, **SETTINGS))
+    search.close()
+    with pytest.raises(UserError, match="--resume to go on"):
+        list(buildup_to_folder(asked, out, **SETTINGS))
+    other = replace(asked, dim_head=8, recipe=replace(asked.recipe, lr=0.5))
+    with pytest.raises(UserError, match=r"dim_head 4, not 8; lr 0.001, not 0.5"):
+        list(buildup_to_folder(other, out, resume=True, **SETTINGS))
+    held = os.open(out, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another search is at work"):
+        list(buildup_to_folder(asked, out, overwrite=True, **SETTINGS))
+    os.close(held)
+    search = buildup_to_folder(asked, out, resume=True, **SETTINGS)
+    while len(trainer.trained) < 1:
+        next(search)
+    search.close()
+    search = buildup_to_folder(other, out, overwrite=True, **SETTINGS)
+    next(search)
+    assert not (out / "trainings").exists(), "begun again"
+    search.close()
+    shutil.rmtree(out)
+    out.mkdir()
+    (out / "letter.txt").write_text("mine")
+    with pytest.raises(UserError, match="did not write"):
+        list(buildup_to_folder(asked, out, overwrite=True, **SETTINGS))
+    assert (out / "letter.txt").exists()
+
+
+# Models of others, and the figure
+
+
+def test_a_cnn_of_timm(asked: BuildupRun, tmp_path: Path) -> None:
+    small = replace(
+        asked, model="resnet18?channels=(8, 16, 32, 64)", data="fashion", limit=40, recipe=replace(asked.recipe, drop_path=0.0)
+    )
+    bench = Bench(small, tmp_path, None, {"data_root": None, "device": "cpu"})
+    assert bench.stages == [[1], [3], [5], [7]]
+    plain, control = bench.design((5, 7)), bench.design((5, 7), matched=True)
+    assert plain.word == control.word == "cc cc ca ca"
+    assert plain.added == (0, 0, 1, 1)
+    assert control.parameters == pytest.approx(bench.design(()).parameters, rel=0.01)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_figure(seeds: int) -> None:
+    from matplotlib.figure import Figure
+
+    spread = np.linspace(0, 0.004, seeds) if seeds > 1 else np.zeros(1)
+    baseline = Trial((), tuple(0.80 + spread), "baseline")
+    kept = Trial.compared((3,), (0.82 + 1.2 * spread).tolist(), baseline)
+    tried = [baseline, kept, Trial.compared((1, 3), (0.81 + spread).tolist(), kept)]
+    tried.append(Trial.compared((3,), (0.79 + spread).tolist(), baseline, control=True))
+    designs = [module.Design("x", t.units, Path(), (len(t.units),), "", 1) for t in tried]
+    result = Buildup("some", [module.row(d, t) for d, t in zip(designs, tried, strict=True)], [], {})
+    ax = Figure().add_subplot()
+    result.draw(ax)
+    line, rejected, control = (next(iter(container.lines)) for container in ax.containers)
+    assert line.get_xydata().tolist() == [
+        [0, pytest.approx(80 + 100 * spread.mean())],
+        [1, pytest.approx(82 + 120 * spread.mean())],
+    ]
+    assert rejected.get_markerfacecolor() == "white"
+    assert control.get_color() == "0.6"
+    assert [text.get_text() for text in ax.texts] == ["(0)", "(1)", "(2)"]
+    bars = [bar for bar in ax.containers[0].lines[2][0].get_segments() if np.isfinite(bar).all() and len(bar)]
+    assert len(bars) == (2 if seeds > 1 else 0)
+    with pytest.raises(UserError, match="no panel"):
+        result.draw(ax, "other")
