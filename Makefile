@@ -14,7 +14,7 @@ test: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 .venv/core: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Backlight needs Python 3.11 or later") if sys.version_info < (3, 11) else None'

@@ -542,7 +542,7 @@ def test_cifar_that_is_not_there_is_unavailable(tmp_path, monkeypatch):
 
 def test_wrong_names_are_one_sentence(tmp_path):
     assert sentence("fashoin") == "no data called 'fashoin'; did you mean fashion?"
-    assert sentence("qqq") == "no data called 'qqq'; known are fashion, cifar10, cifar100, imagenet"
+    assert sentence("qqq") == "no data called 'qqq'; known are fashion, shapes, cifar10, cifar100, imagenet"
     assert sentence(f"{tmp_path}/nowhere") == f"no folder at {tmp_path}/nowhere"
     assert "no data called ''" in sentence("")
     (tmp_path / "file").write_text("")

@@ -17,7 +17,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_shell_example_runs(tmp_path: Path) -> None:
-    (script,) = blocks("sh")
+    script = "\n".join(blocks("sh"))
     assert script.count("backlight ") >= 4
     script = script.replace("backlight ", f"{sys.executable} -m backlight ").replace("--limit 100", "--limit 20")
     process = subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from backlight import report
-from backlight.analyses import ANALYSES, BY_DEFAULT
+from backlight.analyses import ANALYSES
 from backlight.analyses.calibration import Calibration, calibration
 from backlight.analyses.fourier import Fourier, fourier
 from backlight.analyses.lesion import Lesion, lesion
@@ -230,8 +230,8 @@ def test_words(study: Path) -> None:
     assert "6 units in 1 stage: attention and MLP take turns" in text
     assert "mean of 4 or 6 units (nepers)" in text
     assert "Of 1 statement of the paper that could be tested, 1 holds in every model" in text
-    for question in (ANALYSES[name] for name in BY_DEFAULT):
-        assert question in text
+    for name in ("fourier", "variance", "lesion", "calibration"):
+        assert ANALYSES[name] in text
 
 
 def test_random_weights_are_said(study: Path) -> None:

@@ -321,6 +321,17 @@ def test_seeds_are_summarised(tmp_path: Path) -> None:
         list(over_seeds(ASKED, tmp_path, [1, 1]))
 
 
+def test_metrics_go_to_tensorboard(tmp_path: Path) -> None:
+    run(replace(ASKED, recipe=replace(QUICK, epochs=1, warmup_epochs=0)), tmp_path / "out", log="tensorboard")
+    (events,) = (tmp_path / "out" / "tensorboard").glob("events*")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(events.parent)).Reload()
+    (row,) = csv.DictReader((tmp_path / "out" / "metrics.csv").open())
+    assert found.Scalars("loss")[0].value == pytest.approx(float(row["loss"]))
+    assert found.Scalars("accuracy")[0].step == int(row["step"])
+
+
 def test_rows_after_the_checkpoint_come_again(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,step\n1,4\n2,8\n")
     assert [row["step"] for row in rows_until(tmp_path / "metrics.csv", 4)] == ["4"]

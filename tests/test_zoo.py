@@ -381,7 +381,7 @@ def test_a_folder_is_loaded_again_to_the_bit(folder):
     assert (config["input_size"], config["mean"]) == ((3, 28, 28), (0.1, 0.2, 0.3))
     description = json.loads((path / "model.json").read_text())
     assert (description["classes"], description["recipe"]) == (["a", "b", "c"], "short")
-    assert sorted(file.name for file in path.iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(file.name for file in path.iterdir()) == ["config.json", "model.json", "model.safetensors"]
     assert not same(load_model(str(path), pretrained=False), model)
 
 
@@ -472,7 +472,7 @@ def test_a_failed_write_leaves_what_was_there(folder, monkeypatch):
     with pytest.raises(UserError):
         save_model(model, path, spec=TINY, num_classes=3)
     monkeypatch.undo()
-    assert sorted(file.name for file in path.iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(file.name for file in path.iterdir()) == ["config.json", "model.json", "model.safetensors"]
     assert same(load_model(str(path)), model)
 
 

@@ -861,7 +861,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UsageError as error:
         fail(*refusal(error))
     except (KeyboardInterrupt, typer.Abort):
-        fail("stopped; what was finished is kept, and the same command goes on from there", 130)
+        fail(
+            "stopped; what was finished is kept; the same command, for trainings with --resume, goes on from there",
+            130,
+        )
     except BrokenPipeError:  # backlight ... | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

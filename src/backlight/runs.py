@@ -47,7 +47,7 @@ from .progress import clock
 from .recipes import Recipe, stretched
 from .result import plain
 from .study import device_named
-from .trackers import tracker
+from .trackers import refuse_unknown_tracker, tracker
 from .training import Step, Training, train
 from .training_images import SMALL, TrainingImages, training_images
 from .whole import write_whole
@@ -126,9 +126,10 @@ def train_to_folder(
     images, held, asked_model, model = made(asked, workers, data_root, download)
     model.to(device_named(local_device(device)))
     training = train(model, images, schedule(asked, images), seed=asked.seed, compile=compile)
-    tracking = tracker(log, out, asdict(asked)) if first else None
+    refuse_unknown_tracker(log)
     if first:
         make_ready(asked, out, overwrite=overwrite)  # now that the rest is right
+    tracking = tracker(log, out, asdict(asked)) if first else None
     training.accelerator.wait_for_everyone()
     state, told, wrong = read_checkpoint(out / CHECKPOINTS)
     yield from (f"{sentence}; the one before is used" for sentence in wrong)

@@ -36,9 +36,11 @@ def gram(maps: Tensor) -> Tensor:
     wide = torch.float32 if rows.device.type == "mps" else torch.float64
     total = torch.zeros(len(rows), len(rows), dtype=wide, device=rows.device)
     shared = torch.zeros((), dtype=wide, device=rows.device)  # squared length of the mean
-    for chunk in rows.split(max(1, CHUNK // len(rows)), dim=1):
+    width = max(1, CHUNK // len(rows))
+    room = rows.new_empty(len(rows), min(width, rows.shape[1]))  # once: fresh memory costs more than the arithmetic
+    for chunk in rows.split(width, dim=1):
         mean = chunk.mean(0)
-        centred = chunk - mean
+        centred = torch.sub(chunk, mean, out=room[:, : chunk.shape[1]])
         total += centred @ centred.T
         shared += mean @ mean
     return total * (total.trace() > len(rows) * eps**2 * shared)
