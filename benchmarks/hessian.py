@@ -2,6 +2,7 @@
 
     python benchmarks/hessian.py --part product --model resnet --state init --rounds 5
     python benchmarks/hessian.py --part top5 --model vit --state trained --batches 20
+    python benchmarks/hessian.py --part top5 --model demo-vit --batches 17 --peers pyhessian curvlinops
     python benchmarks/hessian.py --part density --model resnet --state init --steps 30
     python benchmarks/hessian.py --part loader --model vit --state init --batches 20
 
@@ -22,6 +23,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from backlight.batches import draw_batches
 from backlight.curvature import Hessian, density, lanczos
 from backlight.evidence import versions
+from backlight.models.zoo import load_model
 from backlight.objective import Objective
 
 Batch = tuple[Tensor, Tensor]
@@ -66,7 +69,9 @@ class Small(nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
+DEMOS = ("demo-cnn", "demo-vit", "demo-alternet")  # trained, in the package
 MODELS: dict[str, Callable[[], nn.Module]] = {"resnet": resnet, "vit": vit, "small": Small}
+MODELS |= {name: partial(load_model, name) for name in DEMOS}
 
 
 def drawn(images: int, batch_size: int, seed: int, root: str | None, name: str) -> list[Batch]:
@@ -97,8 +102,10 @@ def prepared(options: argparse.Namespace) -> tuple[nn.Module, list[Batch]]:
             CRITERION(model(images), targets).backward()
             optimiser.step()
         optimiser.zero_grad()
-    data = drawn(options.batch_size * options.batches, options.batch_size, options.seed, options.data_root, options.data)
-    return model.eval(), data
+    images = options.batch_size * options.batches
+    if options.model in DEMOS:
+        return model.eval(), list(draw_batches(options.data, model=model, images=images, batch_size=options.batch_size))
+    return model.eval(), drawn(images, options.batch_size, options.seed, options.data_root, options.data)
 
 
 # --- measuring

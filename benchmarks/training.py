@@ -1,13 +1,15 @@
 """What the training loop costs beside its bare steps, and what a second process brings.
 
     python benchmarks/training.py --part overhead --rounds 7 --steps 20 --out benchmarks/results
+    python benchmarks/training.py --part inside --rounds 5 --steps 5 --out benchmarks/results
     python benchmarks/training.py --part processes --rounds 3 --steps 40 --out benchmarks/results
     python benchmarks/training.py --part speed --model alternet_50_cifar --precision bf16 --compile   # on a GPU
 
 overhead: `backlight.train` with its recipe's augmentation, schedule, clipping and checks, against forward, backward, clipping
-and the same optimizer's step on batches that lie ready; in turns in one process, ratios within a round.  processes: images a
-second of ``torchrun --nproc-per-node 2`` with a thread each against one process with one thread, from the run's
-own metrics of the last epoch.  speed: images a second of `train`, and the share of the card's peak that its products use.
+and the same optimizer's step on batches that lie ready; in turns in one process, ratios within a round.  inside: the same from
+within, a whole step over what it spends in these, which neither drift nor neighbours disturb (on a CPU).  processes: images a
+second of ``torchrun --nproc-per-node 2`` with a thread each against one process with one thread, from the run's own metrics of
+the last epoch.  speed: images a second of `train`, and the share of the card's peak that its products use.
 """
 
 from __future__ import annotations
@@ -109,6 +111,45 @@ def overhead(asked: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+class Timed:
+    """A function that adds up the seconds that it takes."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.seconds = function, 0.0
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return self.function(*args, **settings)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+def inside(asked: argparse.Namespace) -> dict[str, Any]:
+    """The whole step over what it spends in forward, backward, clipping and the optimizer, in the same steps."""
+    found: dict[str, Any] = {}
+    for name in asked.model or MODELS:
+        for recipe_name in ("cifar_noaug", "cifar"):
+            chosen = recipe(recipe_name, epochs=1000, batch_size=asked.batch, drop_path=0.0, clip=5.0)
+            training = train(made(name, asked.device), images(), chosen)
+            steps = iter(training)
+            seconds(steps, 2)
+            parts_of = {"network": training, "backward": training.accelerator, "clip_grad_norm_": training.accelerator}
+            timed = []
+            for attribute, owner in [*parts_of.items(), ("step", training.optimizer), ("zero_grad", training.optimizer)]:
+                timed.append(Timed(getattr(owner, attribute)))
+                setattr(owner, attribute, timed[-1])
+            ratios = []
+            for _ in range(asked.rounds):
+                before = sum(each.seconds for each in timed)
+                taken = seconds(steps, asked.steps)
+                ratios.append(taken / (sum(each.seconds for each in timed) - before))
+            ratios.sort()
+            found[f"{name} {recipe_name}"] = {"ratio": statistics.median(ratios), "range": [ratios[0], ratios[-1]]}
+            print(name, recipe_name, found[f"{name} {recipe_name}"], flush=True)
+    return found
+
+
 def processes(asked: argparse.Namespace) -> dict[str, Any]:
     """Images a second of two processes over those of one, a thread each."""
     found: dict[str, Any] = {}
@@ -178,7 +219,7 @@ def speed(asked: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["overhead", "processes", "speed"], required=True)
+    parser.add_argument("--part", choices=["overhead", "inside", "processes", "speed"], required=True)
     parser.add_argument("--model", nargs="*", help="names below, or any MODEL of CIFAR's size")
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--steps", type=int, default=20)
@@ -190,7 +231,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    found = {"overhead": overhead, "processes": processes, "speed": speed}[asked.part](asked)
+    found = {"overhead": overhead, "inside": inside, "processes": processes, "speed": speed}[asked.part](asked)
     machine = torch.cuda.get_device_name() if asked.device != "cpu" else platform.machine()
     facts = {key: value for key, value in vars(asked).items() if key != "out"} | {"hardware": machine, "cores": os.cpu_count()}
     document = {**facts, "versions": dict(versions()), "found": found}

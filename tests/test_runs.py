@@ -211,6 +211,25 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
     assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
 
 
+@pytest.mark.parametrize("name", ["checkpoint.json", "metrics.csv", "model.safetensors"])
+def test_a_disk_that_fills_up_stops_a_run_with_a_sentence(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    out, written = tmp_path / "out", Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if name in path.name and len(steps_in(out / "checkpoints")) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return written(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"cannot be written.*No space left.*the checkpoint of step \d+ is kept"):
+        run(ASKED, out, checkpoint_seconds=0)
+    monkeypatch.undo()
+    run(ASKED, out, resume=True)
+    assert same(whole, out)
+
+
 def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:

@@ -170,7 +170,7 @@ def over_seeds(asked: Run, out: Path, seeds: Sequence[int], **settings: Any) -> 
         spread = {name: student([row[name] for row in rows]) for name in SUMMARISED}
         for place, what in enumerate(("mean", "low", "high")):
             rows.append({"seed": what, **{name: ends[place] for name, ends in spread.items()}})
-        write_whole(out / "seeds.csv", table(rows, ("seed", *SUMMARISED)))
+        write_table(out / "seeds.csv", rows, ("seed", *SUMMARISED))
         mean, low, high = (100 * x for x in spread["accuracy"])
         yield f"accuracy over {len(seeds)} seeds: {mean:.1f}% [{low:.1f}, {high:.1f}]"
 
@@ -230,7 +230,7 @@ class Kept:
                 self.best = row["accuracy"]
                 self.save(self.out / "best", accuracy=row["accuracy"], tested_on=self.tested_on)
         self.rows.append(row)
-        write_whole(self.out / METRICS, table(self.rows, COLUMNS))
+        write_table(self.out / METRICS, self.rows, COLUMNS)
         self.idle += time.monotonic() - paused
         if self.tracker is not None:
             self.tracker.log({name: value for name, value in row.items() if name not in ("epoch", "step")}, step=step.step)
@@ -475,13 +475,16 @@ def rows_until(file: Path, step: int) -> list[dict[str, Any]]:
         return []
 
 
-def table(rows: list[dict[str, Any]], columns: Sequence[str]) -> bytes:
-    """Rows as CSV."""
+def write_table(file: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Rows as CSV.  Errors: UserError where they cannot be written; what was there is as it was."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode()
+    try:
+        write_whole(file, text.getvalue().encode())
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}") from error
 
 
 @contextmanager
