@@ -9,7 +9,7 @@ many columns a function reads.  Images are pixels as uint8 until they are normal
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -161,19 +161,6 @@ def mixed_targets(labels: Tensor, partner_labels: Tensor, classes: int, lam: flo
     on = 1 - smoothing + off
     own, other = (torch.where(one_hot(each.long(), classes).bool(), on, off) for each in (labels, partner_labels))
     return own * lam + other * (1 - lam)
-
-
-def mixing(
-    classes: int, mixup: float, cutmix: float, label_smoothing: float
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A function of images and labels (B,) that returns them mixed; targets are soft (B, K) where anything softens them."""
-    from timm.data.mixup import Mixup, mixup_target
-
-    if mixup or cutmix:
-        return Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=classes)
-    if label_smoothing:
-        return lambda images, labels: (images, mixup_target(labels, classes, 1.0, label_smoothing))
-    return lambda images, labels: (images, labels)
 
 
 def crop_box(row: Sequence[float], height: int, width: int, *, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:

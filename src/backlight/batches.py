@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .augmentation import mixing
 from .data import at_least_one, dataset, in_colours, preparation, provenance
 from .errors import UserError, did_you_mean
 
@@ -140,6 +139,19 @@ def augmenting(how: Augmentation, record: dict[str, Any], example: Image.Image) 
         return in_colours(changed, colours=record["colours"], then=normalise)
 
     return prepare_changed
+
+
+def mixing(
+    classes: int, mixup: float, cutmix: float, label_smoothing: float
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """A function of images and labels (B,) that returns them mixed; targets are soft (B, K) where anything softens them."""
+    from timm.data.mixup import Mixup, mixup_target
+
+    if mixup or cutmix:
+        return Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=classes)
+    if label_smoothing:
+        return lambda images, labels: (images, mixup_target(labels, classes, 1.0, label_smoothing))
+    return lambda images, labels: (images, labels)
 
 
 @contextmanager

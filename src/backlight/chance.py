@@ -7,6 +7,7 @@ can make any image of a batch by itself: N processes see what one would see.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -78,6 +79,7 @@ def columns(recipe: Recipe, cropped: bool) -> dict[str, int]:
     return found
 
 
+@lru_cache(maxsize=2)  # the same for every step of an epoch
 def order(images: int, seed: int, epoch: int) -> Tensor:
     """The images in the order of an epoch.  Shapes: -> (images,)."""
     return torch.from_numpy(np.random.default_rng([0, seed, epoch]).permutation(images))

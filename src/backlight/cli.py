@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
@@ -69,6 +69,30 @@ SHARED = {
 }
 
 
+#: The options that every training shares, with their defaults: what is trained on, and how the run goes about it.
+TRAINED_ON: dict[str, tuple[Any, Any]] = {
+    "data": (SHARED["data"], "fashion"),
+    "recipe": (Annotated[str, typer.Option(help="See: backlight recipes.")], "fashion"),
+    "limit": (Annotated[int | None, typer.Option(min=1, metavar="N", help="Train on a stratified subset of N images.")], None),
+    "fraction": (Annotated[float, typer.Option(help="Train on this share of the images, stratified.")], 1.0),
+    "hold": (Annotated[str, typer.Option(help="With fewer images: hold epochs or steps.")], "epochs"),
+}
+RUNNING: dict[str, tuple[Any, Any]] = {
+    "resume": (
+        Annotated[bool, typer.Option("--resume", help="Go on with what is there; begin where nothing is.")],
+        False,
+    ),
+    "overwrite": (Annotated[bool, typer.Option("--overwrite", help="Remove what is there first.")], False),
+    "compile": (Annotated[bool, typer.Option("--compile", help="Compile the model first.")], False),
+    "device": (SHARED["device"], "auto"),
+    "threads": (Annotated[int | None, typer.Option(min=1, help="CPU threads: the last digits depend on them.")], None),
+    "workers": (Annotated[int | None, typer.Option(min=0, help="Processes that decode large images.")], None),
+    "data_root": (SHARED["data_root"], None),
+    "download": (SHARED["download"], False),
+    "checkpoint_seconds": (Annotated[float, typer.Option(min=0, help="Between checkpoints; 0 makes one a step.")], 60.0),
+}
+
+
 @app.callback()
 def backlight_command(
     version: Annotated[bool, typer.Option("--version", is_eager=True, callback=lambda asked: asked and show_version())] = False,
@@ -84,41 +108,62 @@ def show_version() -> None:
 def shares_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the shared options; it receives them together as its first argument, a Setup."""
     defaults = {field.name: field.default for field in fields(Setup)}
+
+    def setup(options: dict[str, Any]) -> Setup:
+        return Setup(**{name: options.pop(name) for name in SHARED}, at=tuple(options.pop("at", None) or ()))
+
+    return with_options(command, {name: (hint, defaults[name]) for name, hint in SHARED.items()}, setup)
+
+
+class Training(NamedTuple):
+    """What the options of a training say: the recipe, what is trained on, and how the run goes about it."""
+
+    recipe: Any
+    on: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def trains(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a training and of a recipe's fields; it receives them as its first argument, a Training."""
+    from .recipes import Recipe
+
+    kinds = get_type_hints(Recipe)
+    told = {
+        field.name: (recipe_option(field.name, kinds[field.name], field.metadata["help"]), None) for field in fields(Recipe)
+    }
+
+    def training(options: dict[str, Any]) -> Training:
+        from .recipes import recipe
+
+        given = {name: value for name in told if (value := options.pop(name)) is not None}
+        if "milestones" in given:
+            given["milestones"] = tuple(whole_numbers(given["milestones"], "epochs")) if given["milestones"] else ()
+        return Training(
+            recipe(options.pop("recipe"), **given),
+            {name: options.pop(name) for name in TRAINED_ON if name != "recipe"},
+            {name: options.pop(name) for name in RUNNING},
+        )
+
+    return with_options(command, {**TRAINED_ON, **RUNNING, **told}, training)
+
+
+def with_options(
+    command: Callable[..., None], added: Mapping[str, tuple[Any, Any]], gathered: Callable[[dict[str, Any]], Any]
+) -> Callable[..., None]:
+    """The command with more options, name -> (hint, default); its first argument is what ``gathered`` takes out of them all."""
     hints = get_type_hints(command, include_extras=True)
     own = [p.replace(annotation=hints[p.name]) for p in inspect.signature(command).parameters.values()][1:]
     keyword = inspect.Parameter.KEYWORD_ONLY
-    shared = [inspect.Parameter(n, keyword, default=defaults[n], annotation=hint) for n, hint in SHARED.items()]
+    more = [inspect.Parameter(name, keyword, default=default, annotation=hint) for name, (hint, default) in added.items()]
 
     @functools.wraps(command)
-    def with_setup(*args: Any, **options: Any) -> None:
-        setup = Setup(**{name: options.pop(name) for name in SHARED}, at=tuple(options.pop("at", None) or ()))
-        command(setup, *args, **options)
+    def with_more(*args: Any, **options: Any) -> None:
+        first = gathered(options)
+        command(first, *args, **options)
 
-    with_setup.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-    with_setup.__annotations__ = {p.name: hints[p.name] for p in own} | SHARED
-    return with_setup
-
-
-def overrules_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for each field of a recipe; it receives those given as its first argument, a mapping."""
-    from .recipes import Recipe
-
-    hints, kinds = get_type_hints(command, include_extras=True), get_type_hints(Recipe)
-    own = [p.replace(annotation=hints[p.name]) for p in inspect.signature(command).parameters.values()][1:]
-    told = {field.name: recipe_option(field.name, kinds[field.name], field.metadata["help"]) for field in fields(Recipe)}
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    added = [inspect.Parameter(name, keyword, default=None, annotation=hint) for name, hint in told.items()]
-
-    @functools.wraps(command)
-    def with_changes(*args: Any, **options: Any) -> None:
-        given = {name: options.pop(name) for name in told}
-        if isinstance(given["milestones"], str):
-            given["milestones"] = tuple(whole_numbers(given["milestones"])) if given["milestones"] else ()
-        command({name: value for name, value in given.items() if value is not None}, *args, **options)
-
-    with_changes.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
-    with_changes.__annotations__ = {p.name: hints[p.name] for p in own} | told
-    return with_changes
+    with_more.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
+    with_more.__annotations__ = {p.name: p.annotation for p in (*own, *more)}
+    return with_more
 
 
 def recipe_option(name: str, kind: Any, about: str) -> Any:
@@ -245,7 +290,7 @@ def corruption_command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    settings: dict[str, Any] = {"severities": whole_numbers(severities), "strengths": strengths, "bins": bins}
+    settings: dict[str, Any] = {"severities": whole_numbers(severities, "severities"), "strengths": strengths, "bins": bins}
     if corruptions:
         settings["corruptions"] = corruptions.split(",")
     if folder:
@@ -590,53 +635,30 @@ def summary_of(model: str) -> str:
     "Options from --epochs on overrule the recipe's fields.  What was stopped goes on with --resume; --seeds 0,1,2 trains "
     "three into folders of --out.  Several GPUs: torchrun --nproc-per-node N -m backlight train ...",
 )
-@overrules_recipe
+@trains
 def train_command(
-    changes: Mapping[str, Any],
+    training: Training,
     model: Model,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder that will hold the model.")],
     *,
-    data: Annotated[str, typer.Option(help="A data set by name, or a folder; see: backlight data --help.")] = "fashion",
-    recipe: Annotated[str, typer.Option(help="See: backlight recipes.")] = "fashion",
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Train on a stratified subset of N images.")] = None,
-    fraction: Annotated[float, typer.Option(help="Train on this share of the images, stratified.")] = 1.0,
-    hold: Annotated[str, typer.Option(help="With fewer images: hold epochs or steps.")] = "epochs",
     held_out: Annotated[float, typer.Option(help="Share of the training images to evaluate on, not the test images.")] = 0.0,
     snapshots: Annotated[str, typer.Option(metavar="A,B,...", help="init, warmup or epochs: models of these moments.")] = "",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     seeds: Annotated[str | None, typer.Option(metavar="N,N,...", help="Train once a seed, into DIR/seed-N.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is there; begin where there is nothing.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what is there first.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile the model first.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads: the last digits depend on them.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode large images.")] = None,
-    data_root: Annotated[str | None, typer.Option(metavar="DIR", help="Where named data sets lie.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Allow downloading the data.")] = False,
-    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Between checkpoints; 0 makes one a step.")] = 60.0,
     log: Annotated[str | None, typer.Option(help="Metrics also to tensorboard or wandb.")] = None,
     quiet: Quiet = False,
 ) -> None:
     from .progress import followed
-    from .recipes import recipe as named
-    from .runs import Run, over_seeds, train_to_folder
+    from .runs import Run, first_process, over_seeds, train_to_folder
 
     names = tuple(filter(None, snapshots.replace(" ", "").split(",")))
-    asked = Run(model, data, named(recipe, **changes), seed, limit, fraction, hold, held_out, names)
-    settings: dict[str, Any] = {
-        "resume": resume,
-        "overwrite": overwrite,
-        "device": device,
-        "threads": threads,
-        "compile": compiled,
-    }
-    settings |= {"workers": workers, "data_root": data_root, "download": download, "log": log}
-    settings["checkpoint_seconds"] = checkpoint_seconds
+    asked = Run(model, recipe=training.recipe, **training.on, seed=seed, held_out=held_out, snapshots=names)
     if seeds is None:
-        followed(train_to_folder(asked, out, **settings), model, quiet=quiet)
+        moments = train_to_folder(asked, out, **training.settings, log=log)
     else:
-        followed(over_seeds(asked, out, whole_numbers(seeds), **settings), model, quiet=quiet)
-    if int(os.environ.get("RANK", "0")) == 0:
+        moments = over_seeds(asked, out, whole_numbers(seeds, "seeds"), **training.settings, log=log)
+    followed(moments, model, quiet=quiet)
+    if first_process():
         print(out)
 
 
@@ -646,17 +668,12 @@ def train_command(
     "Example: backlight buildup 'word:ccc ccc?block=basic&dim=16' --data fashion --minutes 120 --out runs/search\n\n"
     "Options from --epochs on overrule the recipe's fields.  What was stopped goes on with --resume.",
 )
-@overrules_recipe
+@trains
 def buildup_command(
-    changes: Mapping[str, Any],
+    training: Training,
     model: Model,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder that will hold the search.")],
     *,
-    data: Annotated[str, typer.Option(help="A data set by name, or a folder; see: backlight data --help.")] = "fashion",
-    recipe: Annotated[str, typer.Option(help="See: backlight recipes.")] = "fashion",
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Train on a stratified subset of N images.")] = None,
-    fraction: Annotated[float, typer.Option(help="Train on this share of the images, stratified.")] = 1.0,
-    hold: Annotated[str, typer.Option(help="With fewer images: hold epochs or steps.")] = "epochs",
     held_out: Annotated[float, typer.Option(help="Share of the training images that decides.")] = 0.1,
     seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Trainings of each candidate.")] = "0,1,2",
     heads: Annotated[int | None, typer.Option(min=1, help="Of each attention; default: as wide as the unit allows.")] = None,
@@ -666,30 +683,18 @@ def buildup_command(
     patience: Annotated[int, typer.Option(min=0, help="Candidates more in a stage after one was rejected.")] = 0,
     controls: Annotated[bool, typer.Option(help="Kept candidates also with as many parameters as before.")] = True,
     minutes: Annotated[float | None, typer.Option(help="Budget, over all starts.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is there; begin where there is nothing.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove what is there first.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile each model first.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads: the last digits depend on them.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode large images.")] = None,
-    data_root: Annotated[str | None, typer.Option(metavar="DIR", help="Where named data sets lie.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Allow downloading the data.")] = False,
-    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Between checkpoints.")] = 60.0,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     from .buildup import BuildupRun, buildup_to_folder
     from .progress import followed
-    from .recipes import recipe as named
     from .result import load
 
-    about: dict[str, Any] = {"limit": limit, "fraction": fraction, "hold": hold, "held_out": held_out}
-    about |= {"seeds": tuple(whole_numbers(seeds)), "heads": heads, "dim_head": dim_head, "window": window}
-    settings: dict[str, Any] = {"margin": margin, "patience": patience, "controls": controls, "minutes": minutes}
-    settings |= {"resume": resume, "overwrite": overwrite, "device": device, "threads": threads, "compile": compiled}
-    settings |= {"workers": workers, "data_root": data_root, "download": download, "checkpoint_seconds": checkpoint_seconds}
-    asked = BuildupRun(model, data, named(recipe, **changes), **about)
-    followed(buildup_to_folder(asked, out, **settings), model, quiet=quiet)
+    attention: dict[str, Any] = {"heads": heads, "dim_head": dim_head, "window": window}
+    tried = tuple(whole_numbers(seeds, "seeds"))
+    asked = BuildupRun(model, recipe=training.recipe, **training.on, held_out=held_out, seeds=tried, **attention)
+    search: dict[str, Any] = {"margin": margin, "patience": patience, "controls": controls, "minutes": minutes}
+    followed(buildup_to_folder(asked, out, **search, **training.settings), model, quiet=quiet)
     rows = load(out / "buildup").rows()
     print_json(rows) if as_json else print_csv(rows)
 
@@ -910,8 +915,8 @@ def refuse_model_there(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} holds a model already: choose another --out, or --overwrite")
 
 
-def whole_numbers(text: str) -> list[int]:
-    """The numbers in a list with commas.
+def whole_numbers(text: str, what: str = "unit numbers") -> list[int]:
+    """The numbers in a list with commas, and what they are.
 
     >>> whole_numbers("3, 7")
     [3, 7]
@@ -919,7 +924,7 @@ def whole_numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"{text!r} is no list of unit numbers such as 3,7") from error
+        raise UserError(f"{text!r} is no list of {what} such as 3,7") from error
 
 
 def given_numbers(**texts: str | None) -> dict[str, list[float]]:

@@ -395,8 +395,12 @@ def default_workers(image_pixels: int) -> int:
 
     Up to 64 px an image is ready in about 0.2 ms, less than starting processes and handing tensors over costs.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if image_pixels <= 64 * 64 else min(8, cores)
+    return 0 if image_pixels <= 64 * 64 else min(8, cores())
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def readable(images: ImageSet) -> ImageSet:

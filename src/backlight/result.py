@@ -227,9 +227,14 @@ def refuse_unwritable(folder: Path) -> None:
             raise UserError(f"{folder} holds what Backlight did not write; choose another --out, or empty it")
         tempfile.TemporaryFile(dir=folder.parent).close()
     except OSError as error:
-        blocked = isinstance(error, (FileExistsError, NotADirectoryError))
-        reason = "a file is in the way" if blocked else error.strerror or error
-        raise UserError(f"cannot write {folder}: {reason}; choose another --out") from error
+        raise unwritable(folder, error) from error
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    """What to say where a folder cannot be written."""
+    blocked = isinstance(error, (FileExistsError, NotADirectoryError))
+    reason = "a file is in the way" if blocked else error.strerror or error
+    return UserError(f"cannot write {folder}: {reason}; choose another --out")
 
 
 def plain(value: Any) -> Any:

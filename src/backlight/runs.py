@@ -45,7 +45,7 @@ from .models.zoo import load_model, save_model
 from .numerics.student import student
 from .progress import clock
 from .recipes import Recipe, stretched
-from .result import plain
+from .result import plain, unwritable
 from .study import device_named
 from .trackers import refuse_unknown_tracker, tracker
 from .training import Step, Training, train
@@ -117,7 +117,7 @@ def train_to_folder(
 
     Ctrl-C and SIGTERM write a checkpoint first.  Errors: UserError for what cannot be run or gone on with.
     """
-    first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
+    first = first_process()
     if complete(asked, out, resume=resume, overwrite=overwrite) if first else resume and (out / DESCRIPTION).exists():
         yield f"{out} is complete: nothing is left to train"
         return
@@ -136,7 +136,7 @@ def train_to_folder(
     if state is not None:
         training.load_state_dict(state)
         yield f"going on from step {training.step} of {training.steps}"
-    kept = Kept(asked, asked_model, out, training, held, told, first, tracking)
+    kept = Kept(asked, asked_model, out, training, held, told, tracking)
     with stopping() as stop:
         try:
             for step in chain([None] if training.step == 0 else [], training):
@@ -164,7 +164,7 @@ def over_seeds(asked: Run, out: Path, seeds: Sequence[int], **settings: Any) -> 
     for seed in seeds:
         yield f"seed {seed}"
         yield from train_to_folder(replace(asked, seed=seed), out / f"seed-{seed}", **settings)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if first_process():
         found = [describe(out / f"seed-{seed}")["test"] for seed in seeds]
         rows = [{"seed": seed, **{name: test[name][0] for name in SUMMARISED}} for seed, test in zip(seeds, found, strict=True)]
         spread = {name: student([row[name] for row in rows]) for name in SUMMARISED}
@@ -186,10 +186,10 @@ class Kept:
         training: Training,
         held: Data,
         told: Mapping[str, Any],
-        writes: bool,
         tracking: Any,
     ) -> None:
-        self.asked, self.spec, self.out, self.training, self.held, self.writes = asked, spec, out, training, held, writes
+        self.asked, self.spec, self.out, self.training, self.held = asked, spec, out, training, held
+        self.writes = training.accelerator.is_main_process
         self.loss, self.count = torch.tensor(told.get("loss", 0.0), device=training.device), told.get("count", 0)
         self.best: float | None = told.get("best")
         self.seconds: float = told.get("seconds", 0.0)
@@ -250,8 +250,7 @@ class Kept:
 
     def finished(self) -> str:
         """Test the model and put it in its place; the run is complete."""
-        model = described(self.training.kept, self.training.images)
-        test = calibration(model, self.held, seed=self.asked.seed)
+        test = calibration(self.training.kept, self.held, seed=self.asked.seed)
         tested = {row["metric"]: [round(row[end], 4) for end in ("value", "low", "high")] for row in test.table}
         facts = {"test_images": test.evidence["images"], "tested_on": self.tested_on, "test": tested}
         self.save(self.out, **facts, seconds=round(self.spent(), 1))
@@ -264,17 +263,15 @@ class Kept:
     def save(self, folder: Path, **more: Any) -> None:
         """Write the model as it is now, as a MODEL."""
         images, run = self.training.images, plain(asdict(self.asked))
-        model = described(self.training.kept, images)
-        names = self.held.classes
         told = {**run, "threads": torch.get_num_threads(), "processes": self.training.accelerator.num_processes}
         about = {"run": told, "trained_steps": self.training.step, "versions": dict(versions()), **more}
         save_model(
-            model,
+            self.training.kept,
             folder,
             spec=self.spec,
             num_classes=images.classes,
             preprocessing=images.preprocessing,
-            classes=names,
+            classes=self.held.classes,
             **about,
         )
 
@@ -331,9 +328,7 @@ def make_ready(asked: Run, out: Path, *, overwrite: bool) -> None:
     try:
         write_whole(out / RUN, (json.dumps(plain(asdict(asked)), indent=1) + "\n").encode())
     except OSError as error:
-        blocked = isinstance(error, FileExistsError | NotADirectoryError)
-        reason = "a file is in the way" if blocked else error.strerror
-        raise UserError(f"cannot write {out}: {reason}; choose another --out") from error
+        raise unwritable(out, error) from error
 
 
 def refuse_other_run(out: Path, request: Mapping[str, Any]) -> None:
@@ -364,7 +359,7 @@ def made(asked: Run, workers: int | None, data_root: str | None, download: bool)
     size = preprocessing_of(model).get("input_size", (3, 224, 224))
     images = training_images(source, size[1:], size[0], workers)
     refuse_unfit(model, spec, images)
-    described(model, images)
+    with_preprocessing(model, {**images.preprocessing, "num_classes": images.classes})
     held = load_data(apart or asked.data, model=model, split="test", root=data_root)
     return images, held, spec, model
 
@@ -440,6 +435,11 @@ def moments(asked: Run, training: Training) -> dict[int, list[str]]:
     return due
 
 
+def first_process() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def local_device(device: str) -> str:
     """The device of this process: under torchrun each has a GPU of its own."""
     if device in ("auto", "cuda") and torch.cuda.is_available():
@@ -450,20 +450,10 @@ def local_device(device: str) -> str:
 # On the way
 
 
-def described(model: nn.Module, images: TrainingImages) -> nn.Module:
-    """The model with the preprocessing of the images it was trained on."""
-    return with_preprocessing(model, {**images.preprocessing, "num_classes": images.classes})
-
-
 def evaluated(model: nn.Module, data: Data) -> dict[str, float]:
     """Accuracy and NLL, in nats."""
-    right, nll, device = 0.0, 0.0, next(model.parameters()).device
-    with evaluating(model), torch.inference_mode():
-        for images, labels in data:
-            logits = model(images.to(device)).double()
-            right += (logits.argmax(1).cpu() == labels).sum().item()
-            nll += nn.functional.cross_entropy(logits, labels.to(device), reduction="sum").item()
-    return {"accuracy": right / data.images, "nll": nll / data.images}
+    found = {row["metric"]: row["value"] for row in calibration(model, data, resamples=1).table}
+    return {name: found[name] for name in ("accuracy", "nll")}
 
 
 def rows_until(file: Path, step: int) -> list[dict[str, Any]]:

@@ -119,9 +119,8 @@ def _cells(
 def ready(name: str, setup: Setup) -> tuple[Any, Any]:
     """A model on its device, and its data."""
     from .data import load_data
-    from .models.zoo import load_model
 
-    model = load_model(name, pretrained=setup.pretrained, seed=setup.seed)
+    model = _placed(name, setup)
     data = load_data(
         setup.data,
         model=model,
@@ -133,7 +132,15 @@ def ready(name: str, setup: Setup) -> tuple[Any, Any]:
         root=setup.data_root,
         download=setup.download,
     )
-    return model.to(device=device_named(setup.device), dtype=_dtype(setup.dtype)), data
+    return model, data
+
+
+def _placed(name: str, setup: Setup) -> Any:
+    """A model on its device, in its type."""
+    from .models.zoo import load_model
+
+    model = load_model(name, pretrained=setup.pretrained, seed=setup.seed)
+    return model.to(device=device_named(setup.device), dtype=_dtype(setup.dtype))
 
 
 def _sharing(asked: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]]:
@@ -163,7 +170,7 @@ def _measure(
     module = import_module(f".analyses.{analysis}", __package__)
     function = getattr(module, analysis)
     if "other" in settings:
-        settings = {**settings, "other": ready(settings["other"], setup)[0], "other_name": settings["other"]}
+        settings = {**settings, "other": _placed(settings["other"], setup), "other_name": settings["other"]}
     if analysis not in analyses.TRAINING_LOSS:
         return [function(model, watch(data, title), **settings, **shared)]
     batches = _training_batches(model, analysis, settings, setup)

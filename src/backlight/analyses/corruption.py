@@ -7,7 +7,6 @@ al., "Can You Trust Your Model's Uncertainty?" (2019).
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections import deque
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from .. import corruptions as making
 from ..anatomy import evaluating, tensors
-from ..data import stratified
+from ..data import cores, stratified
 from ..errors import UserError
 from ..evidence import evidence
 from ..image_sets import pixels as pixels_of
@@ -161,13 +160,13 @@ def prepared(
 
 def ahead(work: Callable[..., Any], jobs: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, Any]]:
     """Each job with its result, in order, while threads are busy with the next few."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pool = ThreadPoolExecutor(cores)
+    threads = cores()
+    pool = ThreadPoolExecutor(threads)
     waiting: deque[tuple[Any, Future[Any]]] = deque()
     try:
         for job in jobs:
             waiting.append((job, pool.submit(work, *job)))
-            if len(waiting) > cores + 1:
+            if len(waiting) > threads + 1:
                 first, result = waiting.popleft()
                 yield first, result.result()
         for first, result in waiting:
