@@ -150,7 +150,7 @@ def measured(name: str, *, images: int, points: int, rounds: int, steps: int) ->
     mover = Mover(model, plane.directions)
     ways = [(x / 2, y / 2) for x in (-1, 1) for y in (-1, 1)][: points**2] * (-(-(points**2) // 4))
     ways = ways[: points**2]
-    rounded, rough = Rounded(mover), held.rounded()
+    rounded, rough = Rounded(mover, held), held.channels_last()
     runs = {
         "bare": bare(model, held),
         "ours_float32": ours(mover, held),

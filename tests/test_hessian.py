@@ -101,6 +101,23 @@ def test_goes_on_after_the_last_finished_batch(tmp_path):
     assert resumed.table == hessian(net, data).table
 
 
+def test_several_batches_at_once_give_the_same(tmp_path):
+    net, data = model(), [*batches(5), *batches(1, size=3)]
+    alone = hessian(net, data, tol=1e-9)
+    with unchanged(net):
+        result = hessian(net, data, tol=1e-9, together=2, pieces=Pieces(tmp_path, {}))
+    assert len(list(tmp_path.rglob("batch-*"))) == 6
+    assert result.evidence["settings"]["together"] == 2
+    assert result.evidence["images"] == 23
+    for row, other in zip(result.table, alone.table, strict=True):
+        assert row["eigenvalue"] == pytest.approx(other["eigenvalue"], rel=1e-7)
+        assert {**row, "eigenvalue": 0, "residual": 0} == {**other, "eigenvalue": 0, "residual": 0}
+    assert result.evidence["loss"] == pytest.approx(alone.evidence["loss"])
+    assert result.evidence["probes"] == alone.evidence["probes"]
+    sorted(tmp_path.rglob("batch-*"))[3].unlink()
+    assert hessian(net, data, tol=1e-9, together=2, pieces=Pieces(tmp_path, {})).table == result.table
+
+
 # --- NEP and APE
 
 
@@ -247,6 +264,8 @@ def test_draws_with_and_without_negative_eigenvalues(panel, shift):
     [
         ([], {}, "no images"),
         (batches(1), {"top": 0}, "top=0"),
+        (batches(1), {"together": 0}, "together=0"),
+        (batches(1), {"together": 2, "paper": True}, "1 for the paper's power iteration"),
         (batches(1), {"by": "depth"}, "by='depth'"),
         (batches(1), {"tol": -1}, "tol > 0"),
         (batches(1), {"weight_decay": -1}, "weight_decay=-1"),

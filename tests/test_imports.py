@@ -17,7 +17,7 @@ ROOT = Path(backlight.__file__).parent
 LEVEL = {
     "errors": 0, "whole": 0, "setup": 0, "numerics": 0, "recipes": 0,
     "layout": 1, "trace": 2, "evidence": 2, "result": 2, "drawing": 3, "anatomy": 3, "image_sets": 3, "progress": 1,
-    "models": 4, "data": 4, "augmentation": 1, "pieces": 1, "objective": 4, "curvature": 4,
+    "models": 4, "data": 4, "augmentation": 1, "pieces": 1, "objective": 4, "curvature": 4, "hessians": 4,
     "batches": 5, "surfaces": 4, "vtp": 4, "pixels": 1, "corruptions": 1, "shapes": 4, "attending": 4,
     "analyses": 5,
     "rand_augment": 2, "chance": 3, "training_images": 5, "training": 6, "checkpoints": 1, "trackers": 3,

@@ -266,6 +266,12 @@ def test_the_trace_of_a_diagonal_is_exact_and_of_another_within_its_interval():
     assert 33 <= sum(hits) <= 40
 
 
+def test_a_start_of_zeros_is_none_at_all():
+    operator = Diagonal(np.arange(40.0))
+    one, other = lanczos(operator, 3, start=torch.zeros(40), seed=2), lanczos(operator, 3, seed=2)
+    assert (one.matvecs, one.values.tolist()) == (other.matvecs, other.values.tolist())
+
+
 # --- refusals
 
 
@@ -276,7 +282,7 @@ def test_the_trace_of_a_diagonal_is_exact_and_of_another_within_its_interval():
         (lambda a: lanczos(a, 0), "k >= 1"),
         (lambda a: lanczos(a, tol=0), "tol > 0"),
         (lambda a: lanczos(a, 5, limit=4), "limit >= k"),
-        (lambda a: lanczos(a, start=torch.zeros(10)), "not all zero"),
+        (lambda a: lanczos(a, start=torch.full((10,), torch.inf)), "finite numbers"),
         (lambda a: lanczos(a, start=torch.full((10,), torch.nan)), "finite"),
         (lambda a: lanczos(a, start=torch.ones(9)), "9 entries"),
         (lambda a: density(a, steps=10, memory=100), "1 fit into the memory"),
@@ -300,7 +306,7 @@ def test_an_eigenvalue_that_shows_late_is_not_missed(monkeypatch):
             matrix[r, r - d] = matrix[r - d, r] = entry
 
     def start_as_recorded(basis):
-        first = torch.zeros(basis.operator.size, dtype=torch.float64)
+        first = torch.zeros(basis.space.size, dtype=torch.float64)
         first[basis.starts] = 1
         basis.add(first)
 

@@ -60,3 +60,29 @@ def test_killed_and_run_again(analysis: str, tmp_path: Path) -> None:
     (whole,) = run_study([MODEL], {analysis: settings}, setup)
     assert whole.result is not None
     assert load(place / analysis).rows() == whole.result.rows()
+
+
+def test_two_shards_at_once_make_one_landscape(tmp_path: Path) -> None:
+    common = [sys.executable, "-m", "backlight", "landscape", MODEL, "--no-pretrained", "--grid", "5", "--limit", "16"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def run(*flags: str) -> subprocess.Popen[str]:
+        command = [*common, "--out", str(tmp_path / "shared"), *flags]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True)
+
+    place = tmp_path / "shared" / folder_name(MODEL)
+    first = run("--shard", "1/3")
+    out, said = first.communicate()
+    assert first.returncode == 0, said
+    assert "3 rows are missing" in said
+    assert not out.strip()
+    assert not (place / "landscape").exists()
+    others = [run("--shard", part) for part in ("2/3", "3/3")]
+    assert [other.communicate()[0] and other.returncode for other in others].count(0) >= 1
+    assert all(other.returncode == 0 for other in others)
+
+    torch.set_num_threads(1)
+    (whole,) = run_study([MODEL], {"landscape": {"grid": 5}}, Setup(limit=16, pretrained=False))
+    assert whole.result is not None
+    assert load(place / "landscape").rows() == whole.result.rows()
+    assert not list(place.glob(".pieces*"))

@@ -388,13 +388,14 @@ def hessian_command(
     statistics: Statistics = "running",
     augment: Augment = "paper",
     paper: Annotated[bool, typer.Option("--paper", help="Power iteration as in PyHessian, right or wrong.")] = False,
+    together: Annotated[int, typer.Option(min=1, help="Mini-batches at once, for a GPU that one leaves idle.")] = 1,
     out: Out = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     settings: dict[str, Any] = {"batches": batches, "top": top, "tol": tol, "by": by, "weight_decay": weight_decay}
-    settings |= {"statistics": statistics, "augment": augment, "paper": paper}
+    settings |= {"statistics": statistics, "augment": augment, "paper": paper, "together": together}
     measure("hessian", settings, models, setup, out, overwrite, as_json, quiet)
 
 
@@ -416,6 +417,9 @@ def landscape_command(
     augment: Augment = "paper",
     paper: Annotated[bool, typer.Option("--paper", help="The authors' normalisation and weight decay.")] = False,
     vtp: Annotated[bool, typer.Option("--vtp", help="With --out: the surface for ParaView, too.")] = False,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="With --out: the I-th of N parts, as many processes at once.")
+    ] = "1/1",
     out: Out = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -423,9 +427,12 @@ def landscape_command(
 ) -> None:
     if vtp and out is None:
         raise UserError("--vtp writes the surface beside the results: say where with --out DIR")
+    part = shard_numbered(shard)
+    if part != (0, 1) and out is None:
+        raise UserError("--shard keeps its part beside those of others: say where with --out DIR")
     settings = {"grid": grid, "radius": radius, "dimensions": dimensions, "directions": directions, "normalise": normalise}
     settings |= {"weight_decay": weight_decay, "precision": precision, "statistics": statistics, "augment": augment}
-    settings |= {"paper": paper, "snapshots": snapshots or []}
+    settings |= {"paper": paper, "snapshots": snapshots or [], "shard": part}
     results = measure("landscape", settings, models, setup, out, overwrite, as_json, quiet)
     if vtp and out is not None:
         from .study import folder_name
@@ -470,7 +477,12 @@ def measure(
     from .study import run_study
 
     cells = run_study(models, {name: settings}, setup, out, keep_going=False, overwrite=overwrite, watch=watching(quiet))
-    results = [cell.result for cell in cells if cell.result]
+    results = []
+    for cell in cells:
+        if cell.missing:
+            say(f"{cell.model}: {out} keeps this part; {cell.missing} rows are missing, and who finds all writes the result")
+        elif cell.result:
+            results.append(cell.result)
     if as_json:
         keys = ("model", "analysis", "claims", "evidence")
         print_json([{key: getattr(r, key) for key in keys} | {"rows": r.rows()} for r in results])
@@ -925,6 +937,18 @@ def whole_numbers(text: str, what: str = "unit numbers") -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UserError(f"{text!r} is no list of {what} such as 3,7") from error
+
+
+def shard_numbered(text: str) -> tuple[int, int]:
+    """A part of so many, counted from 0.
+
+    >>> shard_numbered("2/4")
+    (1, 4)
+    """
+    place, _, parts = text.partition("/")
+    if not (place.isdecimal() and parts.isdecimal() and 1 <= int(place) <= int(parts)):
+        raise UserError(f"{text!r} is no part of so many, such as 1/4 to 4/4")
+    return int(place) - 1, int(parts)
 
 
 def given_numbers(**texts: str | None) -> dict[str, list[float]]:

@@ -86,7 +86,7 @@ class Hessian:
         self._versions = [p._version for p in values]
         self._decayed = [objective.weight_decay if objective.decayed(n, p) else 0.0 for n, p in self.parameters.items()]
         self.batches = _parts(batches, micro_batch, objective.statistics)
-        self.images = int(_over_ranks(torch.tensor(float(sum(len(i) for i, _ in self.batches)), device=self.device)))
+        self.images = int(over_ranks(torch.tensor(float(sum(len(i) for i, _ in self.batches)), device=self.device)))
         self._kept: dict[int, Sequence[Tensor]] = {}
         self._graphs = len(self.batches) if keep_graph is True else self._affordable(memory) if keep_graph else 0
         self.probes: Mapping[str, float] = self._probed(seed) if check else {}
@@ -105,7 +105,7 @@ class Hessian:
             pairs = [(g, d) for g, d in zip(gradient, directions, strict=True) if g.requires_grad]
             if pairs:  # else the loss is linear in these parameters
                 product += self._second(i, *zip(*pairs, strict=True))
-        return self._with_decay(_over_ranks(product), v)
+        return self.with_decay(over_ranks(product), v)
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Shapes: (P,) -> (P,), or several vectors as columns (P, K) -> (P, K)."""
@@ -114,15 +114,20 @@ class Hessian:
     @property
     def gradient(self) -> Tensor:
         """Of the objective, weight decay included.  Shapes: (P,)."""
+        return self.with_decay(self.loss_gradient, self.weights)
+
+    @property
+    def loss_gradient(self) -> Tensor:
+        """Of the mean loss alone; it lies mostly along directions of large curvature.  Shapes: (P,)."""
         total = torch.zeros(self.size, device=self.device, dtype=self.dtype)
         for i in range(len(self.batches)):
-            total += _flat(self._graph(i)).detach()
-        return self._with_decay(_over_ranks(total), self.weights)
+            total += flat(self._graph(i)).detach()
+        return over_ranks(total)
 
     @property
     def weights(self) -> Tensor:
         """The parameters now.  Shapes: (P,), a copy."""
-        return _flat([p.detach() for p in self.parameters.values()])
+        return flat([p.detach() for p in self.parameters.values()])
 
     def named(self, v: Tensor) -> dict[str, Tensor]:
         """A vector as parameters: name -> its part of ``v`` in the parameter's shape."""
@@ -138,9 +143,9 @@ class Hessian:
         with differentiable(self.model, self.objective.statistics), torch.no_grad():
             for images, targets in self.batches:
                 model = cast(nn.Module, partial(functional_call, self.model, dict(moved)))
-                losses = self.objective.losses(model, *self._here(images, targets))
+                losses = self.objective.losses(model, *self.here(images, targets))
                 total += losses.detach().cpu().double().sum()
-        data = float(_over_ranks(total.to(self.device, self.dtype if self.device.type == "mps" else torch.float64)))
+        data = float(over_ranks(total.to(self.device, self.dtype if self.device.type == "mps" else torch.float64)))
         weights = dict(self.model.named_parameters()) | dict(moved)
         decay = self.objective.decay(cast(dict[str, nn.Parameter], weights))
         return {"loss": data / self.images, "weight_decay": decay}
@@ -161,12 +166,12 @@ class Hessian:
 
     def _graph(self, i: int) -> Sequence[Tensor]:
         """The gradient of batch ``i``'s share of the loss, with the graph to differentiate it again."""
-        self._refuse_changed()
+        self.refuse_changed()
         if i in self._kept:
             return self._kept[i]
-        images, targets = self._here(*self.batches[i])
+        images, targets = self.here(*self.batches[i])
         values = list(self.parameters.values())
-        with self._reporting(i), differentiable(self.model, self.objective.statistics), _only(self.model, values):
+        with self._reporting(i), differentiable(self.model, self.objective.statistics), only(self.model, values):
             loss = self.objective.losses(self.model, images, targets).sum() / self.images
             if not loss.requires_grad:
                 raise UserError("the loss does not depend on these parameters by way of torch: there is nothing to derive")
@@ -178,10 +183,10 @@ class Hessian:
     def _second(self, i: int, gradient: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensor:
         """Derivative of the gradient of batch ``i`` along directions.  Shapes: -> (P,)."""
         values = list(self.parameters.values())
-        with self._reporting(i), _enabled():
-            return _flat(grad(gradient, values, directions, retain_graph=i in self._kept, materialize_grads=True))
+        with self._reporting(i), enabled():
+            return flat(grad(gradient, values, directions, retain_graph=i in self._kept, materialize_grads=True))
 
-    def _with_decay(self, product: Tensor, v: Tensor) -> Tensor:
+    def with_decay(self, product: Tensor, v: Tensor) -> Tensor:
         for decay, to, of in zip(self._decayed, self.named(product).values(), self.named(v).values(), strict=True):
             if decay:
                 to += decay * of
@@ -207,7 +212,7 @@ class Hessian:
         each = largest * sum(size for place, size in saved.items() if place not in own)
         return int(memory // max(1.0, each))
 
-    def _here(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def here(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         targets = targets.to(self.device, self.dtype if targets.is_floating_point() else None)
         return images.to(self.device, self.dtype if images.is_floating_point() else None), targets
 
@@ -223,7 +228,7 @@ class Hessian:
         found = {"symmetry": symmetry, "repeat": norm(self.matvec(v) - first) / length}
         for what, wrong in {"repeat": "the same product twice", "symmetry": "|u.Hv - v.Hu|"}.items():
             if not found[what] <= PROBE_TOLERANCE[self.dtype]:
-                culprit = _culprit(self.model, self._here(*self.batches[0])[0][:2], self.objective.statistics)
+                culprit = _culprit(self.model, self.here(*self.batches[0])[0][:2], self.objective.statistics)
                 where = f" ({culprit})" if culprit else ""
                 raise UserError(
                     f"the Hessian of {type(self.model).__name__} fails its probe, {wrong} being off by {found[what]:.1e} "
@@ -231,7 +236,7 @@ class Hessian:
                 )
         return found
 
-    def _refuse_changed(self) -> None:
+    def refuse_changed(self) -> None:
         if self._versions != [p._version for p in self.parameters.values()]:
             raise UserError(
                 "the weights have changed since this Hessian was made, and it belongs to the old ones: make another"
@@ -248,7 +253,7 @@ class Hessian:
                 f"the graph of {len(images)} images does not fit on {self.device}; {self._fitting(len(images))}"
             ) from error
         except RuntimeError as error:
-            if (module := _culprit(self.model, self._here(images[:2], images[:2])[0], self.objective.statistics)) is None:
+            if (module := _culprit(self.model, self.here(images[:2], images[:2])[0], self.objective.statistics)) is None:
                 raise
             reason = " ".join(str(error).split("\n")[0].split())
             raise UserError(f"{module} cannot be differentiated twice, so the model has no Hessian: {reason}") from error
@@ -328,21 +333,21 @@ def _parts(batches: Iterable[Any], micro_batch: int | None, statistics: str) -> 
 
 
 @contextmanager
-def _enabled() -> Iterator[None]:
+def enabled() -> Iterator[None]:
     """Gradients, also where the caller turned them off."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 @contextmanager
-def _only(model: nn.Module, chosen: Sequence[nn.Parameter]) -> Iterator[None]:
+def only(model: nn.Module, chosen: Sequence[nn.Parameter]) -> Iterator[None]:
     """Within the block these parameters require a gradient and no others, which keeps the graph small."""
     wanted = {id(p) for p in chosen}
     before = [(p, p.requires_grad) for p in model.parameters()]
     try:
         for p, _ in before:
             p.requires_grad_(id(p) in wanted)
-        with _enabled():
+        with enabled():
             yield
     finally:
         for p, required in before:
@@ -382,7 +387,7 @@ def _is_smooth(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     """
     inputs = [a.detach().clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
     leaves = [a for a in (*inputs, *module.parameters()) if isinstance(a, Tensor) and a.requires_grad]
-    with _enabled():
+    with enabled():
         out = next(tensors(module(*inputs, **kwargs)))
         if not out.requires_grad:
             return True
@@ -400,11 +405,11 @@ def _is_smooth(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 # --- small arithmetic
 
 
-def _flat(parts: Sequence[Tensor]) -> Tensor:
+def flat(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.reshape(-1) for part in parts])
 
 
-def _over_ranks(x: Tensor) -> Tensor:
+def over_ranks(x: Tensor) -> Tensor:
     """The sum over all ranks, in place, where several run."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(x)

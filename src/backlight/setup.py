@@ -27,6 +27,6 @@ class Setup:
 
     def request(self, analysis: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What decides a cell's numbers: two runs that ask the same need only one."""
-        elsewhere = {"device", "workers", "data_root", "download"}
-        shared = {name: value for name, value in asdict(self).items() if name not in elsewhere}
-        return {"analysis": analysis, **shared, "at": list(self.at), **settings}
+        elsewhere = {"device", "workers", "data_root", "download", "shard"}
+        asked = {"analysis": analysis, **asdict(self), "at": list(self.at), **settings}
+        return {name: value for name, value in asked.items() if name not in elsewhere}

@@ -45,6 +45,11 @@ class Cell:
     error: str = ""
     skipped: bool = False  # it was there already
 
+    @property
+    def missing(self) -> int:
+        """How many pieces other shards have still to do: until then the result is not filed."""
+        return len(self.result.evidence.get("missing_rows", ())) if self.result else 0
+
 
 def run_study(
     models: Sequence[str],
@@ -76,7 +81,7 @@ def run_study(
         yield from (done[model, analysis] for analysis in asked if (model, analysis) in done)
         missing = {analysis: settings for analysis, settings in asked.items() if (model, analysis) not in done}
         for cell in _cells(model, missing, setup, folder, watch, keep_going):
-            if folder:
+            if folder and not cell.missing:
                 _file(folder, cell, setup.request(cell.analysis, asked[cell.analysis]))
             yield cell
 

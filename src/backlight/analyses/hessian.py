@@ -10,7 +10,7 @@ it is Lanczos with residuals, and ``paper=True`` follows the power iteration ins
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,8 +22,9 @@ from .. import curvature
 from ..anatomy import units
 from ..errors import UserError
 from ..evidence import evidence
+from ..hessians import Hessians
 from ..numerics.bootstrap import Interval, mean_interval, statistic_interval
-from ..numerics.lanczos import Operator, dot, lanczos, norm, smoothed
+from ..numerics.lanczos import Operator, dot, lanczos, lanczos_each, norm, smoothed
 from ..objective import Objective, Predicate
 from ..pieces import Pieces
 from ..result import Claim, Result, Row, Verdict
@@ -52,6 +53,7 @@ def hessian(
     statistics: str = "running",
     by: str | None = None,
     paper: bool = False,
+    together: int = 1,
     resamples: int = 1000,
     seed: int = 0,
     name: str | None = None,
@@ -62,33 +64,39 @@ def hessian(
 
     ``batches``: pairs (images, targets) as training sees them; see ``draw_batches``.  ``tol``: error of an eigenvalue as a
     share of it.  ``statistics``: of batch norms, ``"running"`` or ``"batch"``.  ``by="kind"`` adds the diagonal blocks of all
-    attentions, all convolutions, and so on.  ``paper=True`` follows PyHessian's power iteration, right or wrong.  ``pieces``
-    keeps each finished batch, so that a killed run goes on.
-    Errors: UserError as for `curvature.Hessian`, and if ``top`` is no positive number.
+    attentions, all convolutions, and so on.  ``paper=True`` follows PyHessian's power iteration, right or wrong.
+    ``together``: so many batches at once, with as many times the memory; for a GPU that one small batch leaves idle.
+    ``pieces`` keeps each finished batch, so that a killed run goes on.
+    Errors: UserError as for `curvature.Hessian`, and if ``top`` or ``together`` is no positive number.
     """
     started = time.perf_counter()
     if top < 1:
         raise UserError(f"hessian needs at least 1 eigenvalue a batch, got top={top}")
+    if together < 1 or (together > 1 and paper):
+        raise UserError(f"together={together}: it is a positive number of batches, and 1 for the paper's power iteration")
     objective, pieces = Objective(weight_decay=weight_decay, statistics=statistics), pieces or Pieces(None, {})
     blocks: dict[str, Predicate | None] = {}
     found: list[Mapping[str, Array]] = []
     images_seen = 0
-    for i, (images, targets) in enumerate(watch(batches)):
-        blocks = blocks or _blocks(model, images, by)
-        images_seen += len(images)
-        piece = pieces.get(f"batch-{i}")
-        if piece is None:
-            piece = _of_batch(
-                model, objective, (images, targets), blocks, top=top, tol=tol, paper=paper, seed=seed + i, check=not i
+    for group in groups(watch(batches), together):
+        blocks = blocks or _blocks(model, group[0][0], by)
+        images_seen += sum(len(images) for images, _ in group)
+        places = range(len(found), len(found) + len(group))
+        done = [piece for i in places if (piece := pieces.get(f"batch-{i}")) is not None]
+        if len(done) < len(group):
+            done = _of_group(
+                model, objective, group, blocks, top=top, tol=tol, paper=paper, seed=seed + len(found), check=not found
             )
-            pieces.put(f"batch-{i}", piece)
-        found.append(piece)
+            for i, piece in zip(places, done, strict=True):
+                pieces.put(f"batch-{i}", piece)
+        found += done
     if not found:
         raise UserError("no images: the data are empty, so the loss has no Hessian")
     table = [row for i, piece in enumerate(found) for block in blocks for row in _rows(i, block, piece)]
     whole = np.stack([piece["all/eigenvalue"] for piece in found])  # (batches, top)
     summary = {block: summarised(np.stack([p[f"{block}/eigenvalue"] for p in found]), resamples, seed) for block in blocks}
     settings = {"top": top, "tol": tol, "weight_decay": weight_decay, "statistics": statistics, "by": by, "paper": paper}
+    settings["together"] = together
     facts = evidence(model, batches, images=images_seen, resamples=resamples, seed=seed, **settings) | {
         "seconds": round(time.perf_counter() - started, 3),
         "seconds_a_batch": round(float(np.mean([piece["seconds"].item() for piece in found])), 3),
@@ -184,10 +192,29 @@ def _blocks(model: nn.Module, images: Tensor, by: str | None) -> dict[str, Predi
     return {"all": None} | {kind: curvature.of_units(u for u in found if u.kind == kind) for kind in kinds}
 
 
-def _of_batch(
+def groups(batches: Iterable[Any], most: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Batches that follow each other and have one shape, at most so many at a time.
+
+    >>> [len(group) for group in groups([(torch.zeros(n), torch.zeros(n)) for n in (4, 4, 4, 2)], 2)]
+    [2, 1, 1]
+    """
+    group: list[tuple[Tensor, Tensor]] = []
+    for batch in batches:
+        if group and group[0][0].shape != batch[0].shape:
+            yield group
+            group = []
+        group.append(tuple(batch))
+        if len(group) == most:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _of_group(
     model: nn.Module,
     objective: Objective,
-    batch: tuple[Tensor, Tensor],
+    group: Sequence[tuple[Tensor, Tensor]],
     blocks: Mapping[str, Predicate | None],
     *,
     top: int,
@@ -195,22 +222,36 @@ def _of_batch(
     paper: bool,
     seed: int,
     check: bool,
-) -> dict[str, Array]:
-    """All that is kept of a batch, as arrays that a file can hold."""
+) -> list[dict[str, Array]]:
+    """All that is kept of each batch of a group, as arrays that a file can hold."""
     started = time.perf_counter()
-    found: dict[str, Any] = {}
+    found: list[dict[str, Any]] = [{} for _ in group]
     for block, params in blocks.items():
-        operator = curvature.Hessian(model, objective, [batch], params=params, check=check and block == "all", seed=seed)
-        if block == "all":
-            found |= operator.loss() | {f"probe/{what}": error for what, error in operator.probes.items()}
-        if paper:
-            values, residuals, matvecs, converged = power_iteration(operator, top, seed=seed)
-        else:
-            pairs = lanczos(operator, top, tol=tol, seed=seed)
-            values, residuals, matvecs, converged = pairs.values, pairs.residuals, pairs.matvecs, pairs.converged
-        found |= {f"{block}/eigenvalue": values, f"{block}/residual": residuals}
-        found |= {f"{block}/matvecs": matvecs, f"{block}/converged": converged}
-    return {key: np.atleast_1d(value) for key, value in (found | {"seconds": time.perf_counter() - started}).items()}
+        whole = block == "all"
+        operators = [
+            curvature.Hessian(model, objective, [batch], params=params, check=check and whole and not i, seed=seed)
+            for i, batch in enumerate(group)
+        ]
+        for piece, operator in zip(found, operators if whole else [], strict=False):
+            piece |= operator.loss() | {f"probe/{what}": error for what, error in operator.probes.items()}
+        for piece, told in zip(found, _spectra(operators, top, tol, paper, seed), strict=True):
+            piece |= {f"{block}/{what}": value for what, value in told.items()}
+    seconds = (time.perf_counter() - started) / len(group)
+    return [{key: np.atleast_1d(value) for key, value in (piece | {"seconds": seconds}).items()} for piece in found]
+
+
+def _spectra(operators: Sequence[curvature.Hessian], top: int, tol: float, paper: bool, seed: int) -> list[dict[str, Any]]:
+    """The outermost eigenvalues of each, and how they were found."""
+    seeds = range(seed, seed + len(operators))
+    if paper:
+        told = [power_iteration(operator, top, seed=seed) for operator, seed in zip(operators, seeds, strict=True)]
+        return [dict(zip(("eigenvalue", "residual", "matvecs", "converged"), one, strict=True)) for one in told]
+    starts = [operator.loss_gradient for operator in operators]
+    if len(operators) == 1:
+        found = [lanczos(operators[0], top, tol=tol, start=starts[0], seed=seed)]
+    else:
+        found = lanczos_each(Hessians(operators), top, tol=tol, starts=starts, seeds=seeds)
+    return [{"eigenvalue": p.values, "residual": p.residuals, "matvecs": p.matvecs, "converged": p.converged} for p in found]
 
 
 def power_iteration(

@@ -216,10 +216,10 @@ def plan(
     refuse_unfit(model)
     objective = Objective(loss, statistics=statistics)
     images = Images.held(model, batches, objective)
-    mover: Mover | Rounded = Mover(model, [], statistics)
-    first = Images(images.batches[:1])
+    first, exact = Images(images.batches[:1]), Mover(model, [], statistics)
+    mover: Mover | Rounded = exact
     if precision == "bfloat16":
-        mover, first = Rounded(mover), first.rounded()  # type: ignore[arg-type]
+        mover, first = Rounded(exact, first), first.channels_last()
     with torch.inference_mode(), plain_attention():
         first.scores(mover.at(), objective)
         started = time.perf_counter()
@@ -245,11 +245,15 @@ def _measured(
 ) -> Measured:  # fmt: skip
     """Every row of the grid that is this shard's to compute, or is there already."""
     places = range(len(asked.along))
-    rows = {i: piece for i in places if (piece := pieces.get(f"{key}-row-{i:03}")) is not None}
+
+    def there(but: Iterable[int] = ()) -> dict[int, Arrays]:
+        return {i: piece for i in places if i not in but and (piece := pieces.get(f"{key}-row-{i:03}")) is not None}
+
+    rows = there()
     around = pieces.get(f"{key}-centre")
     mover = Mover(model, chosen.directions, asked.statistics)
     rough = asked.precision == "bfloat16"
-    working: tuple[Mover | Rounded, Images] = (Rounded(mover), images.rounded()) if rough else (mover, images)
+    working: tuple[Mover | Rounded, Images] = (Rounded(mover, images), images.channels_last()) if rough else (mover, images)
     with torch.inference_mode(), plain_attention():
         if around is None:
             around = _around(mover, images, objective, STEP * asked.radius)
@@ -259,6 +263,7 @@ def _measured(
             if rough and i in _thirds(len(places)):
                 rows[i]["exact"] = _row(mover, images, objective, asked.across[_thirds(asked.grid)], asked.along[i])["nll"]
             pieces.put(f"{key}-row-{i:03}", rows[i])
+    rows |= there(but=rows)  # what other shards have done in the meantime
     return Measured(dict(sorted(rows.items())), around)
 
 

@@ -13,7 +13,7 @@ Wu & Simon (2000); density by stochastic Lanczos quadrature: Ubaru, Chen & Saad 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -42,8 +42,8 @@ GUARDS, GUARD_TOL, EASY = 2, 1e-2, 6
 ROWS, MEMORY = 64, 4 * 2**30
 
 
-class Operator(Protocol):
-    """A symmetric matrix known by its products.  Shapes: ``matvec`` (P,) -> (P,) with P = ``size``."""
+class Space(Protocol):
+    """Where vectors of ``size`` entries live."""
 
     @property
     def size(self) -> int: ...
@@ -51,6 +51,19 @@ class Operator(Protocol):
     def device(self) -> torch.device: ...
     @property
     def dtype(self) -> torch.dtype: ...
+
+
+class Operator(Space, Protocol):
+    """A symmetric matrix known by its products.  Shapes: ``matvec`` (P,) -> (P,) with P = ``size``."""
+
+    def matvec(self, v: Tensor, /) -> Tensor: ...
+
+
+class Operators(Space, Protocol):
+    """``count`` symmetric matrices, each multiplied by a vector of its own at once.  Shapes: ``matvec`` (M, P) -> (M, P)."""
+
+    @property
+    def count(self) -> int: ...
     def matvec(self, v: Tensor, /) -> Tensor: ...
 
 
@@ -79,32 +92,79 @@ def lanczos(
     """The ``k`` outermost eigenvalues, each to a share ``tol`` of itself, within ``limit`` products.
 
     ``which``: the largest in magnitude, the algebraically largest or smallest, or both ends in turn, the largest first.
-    ``start``: a vector (P,), or up to ``k`` as columns (P, s), thought to be rich in what is sought; a random one joins them.
-    Fewer than ``k`` pairs return only if the operator is smaller than that.
+    ``start``: a vector (P,), or up to ``k`` as columns (P, s), thought to be rich in what is sought; zeros are left out, and a
+    random one joins.  Fewer than ``k`` pairs return only if the operator is smaller than that.
 
     An eigenvalue that occurs c times shows c times: where as many equal ones settle as vectors started the basis, another
     random one joins.  A pair has converged if min(r, r^2 / gap) <= tol |value|, with r its residual and the gap that to the
     next Ritz value, and the guards have settled.  Memory: the basis, at most ``memory`` bytes if 3 (k + 4) vectors fit there.
     Errors: UserError for a setting that makes no sense, or a product that is not finite.
     """
+    search = _search(operator, k, which, tol, start, seed, limit, memory)
+    vector = next(search)
+    while True:
+        try:
+            vector = search.send(operator.matvec(vector))
+        except StopIteration as end:
+            return end.value
+
+
+def lanczos_each(
+    operators: Operators,
+    k: int = 5,
+    *,
+    seeds: Sequence[int],
+    starts: Sequence[Tensor | None] = (),
+    which: Which = "magnitude",
+    tol: float = 1e-3,
+    limit: int = 300,
+    memory: int = MEMORY,
+) -> list[Eigenpairs]:
+    """`lanczos` of each of several operators with its own seed and start, in step: as many products as the slowest takes.
+
+    The bases share ``memory``.  Those that have finished are multiplied by zero until all have.
+    """
+    if len(seeds) != operators.count:
+        raise UserError(f"{operators.count} operators need as many seeds, got {len(seeds)}")
+    searches = [
+        _search(operators, k, which, tol, start, seed, limit, memory // operators.count)
+        for start, seed in zip(starts or [None] * operators.count, seeds, strict=True)
+    ]
+    vectors = torch.stack([next(search) for search in searches])
+    found: dict[int, Eigenpairs] = {}
+    while len(found) < len(searches):
+        products = operators.matvec(vectors)
+        for i, search in enumerate(searches):
+            if i not in found:
+                try:
+                    vectors[i] = search.send(products[i].clone())
+                except StopIteration as end:
+                    found[i] = end.value
+                    vectors[i] = 0
+    return [found[i] for i in range(len(searches))]
+
+
+def _search(
+    space: Space, k: int, which: Which, tol: float, start: Tensor | None, seed: int, limit: int, memory: int
+) -> Generator[Tensor, Tensor, Eigenpairs]:
+    """Asks for the product of one vector after another, and returns the eigenpairs."""
     _refuse(k, which, tol, limit)
     sought, order = k + GUARDS, ORDER[which]
-    basis = Basis(operator, max(3 * (k + 4), min(ROWS, memory // (operator.size * operator.dtype.itemsize))), seed)
-    columns = _columns(start, k)
-    for vector in columns:
-        basis.add(_fit(vector, operator))
-    for _ in range(max(1, STARTS - len(columns))):
+    basis = Basis(space, max(3 * (k + 4), min(ROWS, memory // (space.size * space.dtype.itemsize))), seed)
+    for vector in _columns(start, k):
+        basis.add(_fit(vector, space))
+    for _ in range(max(1, STARTS - basis.starts)):
         basis.add_random()
     enough = sought  # products before a first look
     while True:
-        basis.grow(order)
+        basis.take((yield basis.waiting(order)))
         over = basis.complete or basis.matvecs >= limit
         if basis.matvecs < enough and not over:
             continue
         values, within, residuals = basis.ritz()
         top = order(values)[:sought]
         tolerance = np.repeat([tol, GUARD_TOL if basis.matvecs <= EASY * k else tol], [k, GUARDS])
-        noise = 10 * torch.finfo(operator.dtype).eps * abs(values).max()  # of a product: no pair settles further than this
+        noise = 10 * torch.finfo(space.dtype).eps * abs(values).max()  # of a product: no pair settles further than this
         settled = errors(values, residuals)[top] <= np.maximum(tolerance[: len(top)] * abs(values[top]), noise)
         proven = bool(settled.all()) and (basis.complete or len(top) == sought)
         if proven and not over and repeats(values[top[:k]], tol) >= basis.starts:
@@ -155,7 +215,7 @@ def density(
         basis = Basis(operator, steps, seed)
         basis.add(probe)
         while basis.done < min(basis.held, steps):
-            basis.multiply()
+            basis.take(operator.matvec(basis.vectors[basis.done]))
         values, within, _ = basis.ritz()
         nodes[i, : len(values)], weights[i, : len(values)] = values, within[0] ** 2
         matvecs += basis.matvecs
@@ -251,26 +311,26 @@ def norm(v: Tensor) -> float:
     return largest * norm(v / largest) if largest else length
 
 
-def signs(operator: Operator, probes: int, seed: int) -> Iterator[Tensor]:
+def signs(space: Space, probes: int, seed: int) -> Iterator[Tensor]:
     """Vectors of -1 and 1, each with probability one half."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(probes):
-        yield _fit(2 * torch.randint(0, 2, (operator.size,), generator=generator, dtype=torch.int8) - 1, operator)
+        yield _fit(2 * torch.randint(0, 2, (space.size,), generator=generator, dtype=torch.int8) - 1, space)
 
 
-def _fit(v: Tensor, operator: Operator) -> Tensor:
+def _fit(v: Tensor, space: Space) -> Tensor:
     """A copy where the operator lives, in its type."""
-    if v.numel() != operator.size:
-        raise UserError(f"a vector of {v.numel()} entries does not fit an operator of size {operator.size}")
-    return v.detach().to(operator.device, operator.dtype, copy=True)
+    if v.numel() != space.size:
+        raise UserError(f"a vector of {v.numel()} entries does not fit an operator of size {space.size}")
+    return v.detach().to(space.device, space.dtype, copy=True)
 
 
 def _columns(start: Tensor | None, k: int) -> Sequence[Tensor]:
     if start is None:
         return []
     columns = start.reshape(len(start), -1).unbind(1)
-    if len(columns) > k or not torch.isfinite(start).all() or not start.any():
-        raise UserError(f"start must be one to {k} vectors of finite numbers, not all zero")
+    if len(columns) > k or not torch.isfinite(start).all():
+        raise UserError(f"start must be one to {k} vectors of finite numbers")
     return columns
 
 
@@ -291,9 +351,9 @@ class Basis:
     Memory: ``rows`` + 2 vectors, of which only those held are written to.
     """
 
-    def __init__(self, operator: Operator, rows: int, seed: int) -> None:
-        self.operator, self.rows = operator, min(rows, operator.size)
-        self.vectors = torch.empty(self.rows + 2, operator.size, dtype=operator.dtype, device=operator.device)
+    def __init__(self, space: Space, rows: int, seed: int) -> None:
+        self.space, self.rows = space, min(rows, space.size)
+        self.vectors = torch.empty(self.rows + 2, space.size, dtype=space.dtype, device=space.device)
         self.among = np.zeros((self.rows + 2, self.rows + 2))
         self.generator = torch.Generator().manual_seed(seed)
         self.done = self.held = self.starts = self.matvecs = 0
@@ -301,27 +361,26 @@ class Basis:
     @property
     def complete(self) -> bool:
         """The basis spans everything, so its Ritz pairs are the eigenpairs."""
-        return self.done == self.operator.size
+        return self.done == self.space.size
 
     def add(self, vector: Tensor) -> None:
         """A vector to start from; nothing if the basis spans it already."""
         self.starts += self._join(vector)[1] > 0
 
     def add_random(self) -> None:
-        self.add(_fit(torch.randn(self.operator.size, generator=self.generator), self.operator))
+        self.add(_fit(torch.randn(self.space.size, generator=self.generator), self.space))
 
-    def grow(self, order: Order) -> None:
-        """One more product.  Where the rows are full, only the outer half of the Ritz vectors goes on (thick restart)."""
-        if self.held >= self.rows < self.operator.size:
+    def waiting(self, order: Order) -> Tensor:
+        """The next vector to multiply.  Where the rows are full, the outer half of the Ritz vectors stays (thick restart)."""
+        if self.held >= self.rows < self.space.size:
             self._compress(order, self.rows // 2)
         while self.done == self.held:  # the space so far is invariant: go on outside it
             self.add_random()
-        self.multiply()
+        return self.vectors[self.done]
 
-    def multiply(self) -> None:
-        """The next vector's product joins the line.  Errors: UserError if it is not finite."""
+    def take(self, product: Tensor) -> None:
+        """The product of the next vector joins the line.  Errors: UserError if it is not finite."""
         j, before = self.done, self.held
-        product = self.operator.matvec(self.vectors[j])
         if product.data_ptr() == self.vectors[j].data_ptr():
             product = product.clone()
         coefficients, length = self._join(product)
@@ -357,12 +416,12 @@ class Basis:
             before = after
             held = self.vectors[span]
             more = dots(held, vector).numpy()
-            vector -= self._coordinates(more) @ held
+            vector.addmv_(held.T, self._coordinates(more), alpha=-1)
             coefficients[span] += more
             after = norm(vector)
             if span is not latest and after > 0.7 * before:
                 break
-        if self.held == self.operator.size or after <= 10 * torch.finfo(vector.dtype).eps * whole:
+        if self.held == self.space.size or after <= 10 * torch.finfo(vector.dtype).eps * whole:
             return coefficients, 0.0
         torch.div(vector, after, out=self.vectors[self.held])
         self.held += 1
@@ -375,7 +434,7 @@ class Basis:
         line = slice(self.done, self.held)
         waiting, coupling = self.held - self.done, self.among[line, : self.done] @ within[:, chosen]
         turn = self._coordinates(within[:, chosen].T)
-        for i in range(0, self.operator.size, CHUNK):
+        for i in range(0, self.space.size, CHUNK):
             part = self.vectors[:, i : i + CHUNK]
             part[: keep + waiting] = torch.cat([turn @ part[: self.done], part[line]])
         self.among[:] = 0
@@ -385,4 +444,4 @@ class Basis:
         self.among[:keep, keep : self.held] = coupling.T
 
     def _coordinates(self, numbers: Array) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(numbers)).to(self.operator.device, self.operator.dtype)
+        return torch.from_numpy(np.ascontiguousarray(numbers)).to(self.space.device, self.space.dtype)
