@@ -229,7 +229,8 @@ def top5(model: nn.Module, data: list[Batch], options: argparse.Namespace) -> di
     values: list[dict[str, list[float]]] = []
 
     def ours(batch: Batch) -> tuple[Sequence[float], int]:
-        found = lanczos(Hessian(model, OBJECTIVE, [batch], check=False), 5)
+        operator = Hessian(model, OBJECTIVE, [batch], check=False)
+        found = lanczos(operator, 5, start=operator.loss_gradient, distinct=True)
         return list(found.values), found.matvecs
 
     def pyhessian(batch: Batch) -> tuple[Sequence[float], int]:
