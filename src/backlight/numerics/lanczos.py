@@ -4,8 +4,8 @@ Lanczos (1950) with full re-orthogonalisation: an orthonormal basis grows by one
 operator within it, the Ritz values, converge from the ends of the spectrum inwards.  A residual says that *there is* an
 eigenvalue near a Ritz value; it does not say that it is the k-th, because the basis may not have seen one that lies further
 out.  Two things guard against that.  Two random vectors start the basis and take turns: what one of them hardly contains, or
-an eigenvalue that occurs twice, shows by way of the other.  And pairs beyond those asked for, the guards, must settle too.  Where
-none occurs twice and a start is known that contains what is sought, one start and one more guard do as well (``distinct``).
+an eigenvalue that occurs twice, shows by way of the other.  And pairs beyond those asked for, the guards, must settle too.
+Where none occurs twice and a start is known that contains what is sought, one start and one more guard do (``distinct``).
 
 Parlett, The Symmetric Eigenvalue Problem (1980), chapters 11 to 13; a band of starting vectors: Ruhe (1979); thick restart:
 Wu & Simon (2000); density by stochastic Lanczos quadrature: Ubaru, Chen & Saad (2017); trace: Hutchinson (1990).
