@@ -5,6 +5,7 @@
     python benchmarks/hessian.py --part top5 --model demo-vit --batches 17 --peers pyhessian curvlinops
     python benchmarks/hessian.py --part density --model resnet --state init --steps 30
     python benchmarks/hessian.py --part loader --model vit --state init --batches 20
+    python benchmarks/hessian.py --part together --model vit --state trained --batches 16 --device cuda
 
 Everything runs in one process with 2 threads, ours and the peers' in turns on the same batches of 16 augmented images, so that
 ratios hold where absolute times drift; each is a median with its range.  Models: ResNet-18 with a CIFAR stem and ViT-Ti with
@@ -37,7 +38,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from backlight.batches import draw_batches
 from backlight.curvature import Hessian, density, lanczos
 from backlight.evidence import versions
+from backlight.hessians import Hessians
 from backlight.models.zoo import load_model
+from backlight.numerics.lanczos import lanczos_each
 from backlight.objective import Objective
 
 Batch = tuple[Tensor, Tensor]
@@ -114,6 +117,8 @@ def prepared(options: argparse.Namespace) -> tuple[nn.Module, list[Batch]]:
 def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
     started = time.perf_counter()
     found = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started, found
 
 
@@ -330,7 +335,32 @@ def loader(model: nn.Module, data: list[Batch], options: argparse.Namespace) -> 
     }
 
 
-PARTS = {"product": product, "top5": top5, "density": densities, "loader": loader}
+def together(model: nn.Module, data: list[Batch], options: argparse.Namespace) -> dict[str, Any]:
+    """The five largest of each batch: one batch after another, and all at once."""
+
+    def operators() -> list[Hessian]:
+        return [Hessian(model, OBJECTIVE, [batch], check=False) for batch in data]
+
+    def one_by_one() -> list[Any]:
+        return [lanczos(h, 5, start=h.loss_gradient, distinct=True, seed=i) for i, h in enumerate(operators())]
+
+    def at_once() -> list[Any]:
+        many = Hessians(operators())
+        return lanczos_each(many, 5, starts=many.loss_gradient, distinct=True, seeds=range(len(data)))
+
+    runs = {"at once": at_once, "one by one": one_by_one}
+    found = {name: [pairs.values for pairs in run()] for name, run in runs.items()}
+    times = interleaved(runs, options.rounds)
+    differences = [error(a, b) for a, b in zip(found["at once"], found["one by one"], strict=True)]
+    return {
+        "batches": len(data),
+        "seconds": {name: spread(taken) for name, taken in times.items()},
+        "over_at_once": ratios(times, "at once"),
+        "largest_difference": max(differences),
+    }
+
+
+PARTS = {"product": product, "top5": top5, "density": densities, "loader": loader, "together": together}
 
 
 def main() -> None:
@@ -349,11 +379,13 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=16, help="GiB for kept graphs (loader)")
     parser.add_argument("--peers", nargs="*", default=["pyhessian", "curvlinops", "eigenthings"])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, data = prepared(options)
+    model, data = model.to(options.device), [(x.to(options.device), y.to(options.device)) for x, y in data]
     with sdpa_kernel(SDPBackend.MATH):
         found = PARTS[options.part](model, data, options)
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items() if key != "out"}

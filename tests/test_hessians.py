@@ -99,6 +99,16 @@ class Choosing(nn.Sequential):
         return super().forward(x) if x.mean().item() > 0 else super().forward(-x)
 
 
+def test_gradients_and_starts_are_those_of_each_alone():
+    each = alone(made(cnn), drawn(2))
+    together = Hessians(each)
+    expected = torch.stack([hessian.loss_gradient for hessian in each])
+    assert (together.loss_gradient - expected).abs().max() <= 1e-12
+    found = lanczos_each(together, 2, starts=together.loss_gradient, distinct=True, seeds=[3, 4])
+    for seed, hessian, pairs in zip((3, 4), each, found, strict=True):
+        assert pairs.values == pytest.approx(lanczos(hessian, 2, start=hessian.loss_gradient, distinct=True, seed=seed).values)
+
+
 def test_refuses_in_one_sentence():
     model, objective = made(ViT), Objective()
     one, other = ([batch] for batch in drawn(2))

@@ -13,8 +13,11 @@ from torch import nn
 
 from backlight.analyses import landscape as module
 from backlight.analyses.landscape import eces, landscape, plan
+from backlight.analyses.moving import Images, Mover, Rounded
 from backlight.curvature import Hessian, lanczos
+from backlight.data import load_data
 from backlight.errors import UserError
+from backlight.models.zoo import load_model
 from backlight.numerics.bootstrap import mean_interval, statistic_interval
 from backlight.numerics.calibration import calibration_gaps
 from backlight.objective import Objective, soft_cross_entropy, weights_only
@@ -280,6 +283,37 @@ def test_bfloat16_is_checked_against_float32_at_nine_points():
     assert 0 < worst < 0.02
     assert ("warning" in told) == (worst > 1e-3)
     assert "agreement" not in exact.evidence
+
+
+def test_bfloat16_leaves_batch_norms_and_the_first_and_last_layer_exact():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.LayerNorm(2), nn.Flatten(), nn.Linear(16, CLASSES)
+    model, images = nn.Sequential(*layers, nn.Identity()).eval(), Images(data(dtype=torch.float32))
+    rounded = Rounded(Mover(model, [{name: torch.ones_like(p) for name, p in model.named_parameters()}]), images).at(0.1)
+    kept = {name.partition(".")[0] for name, p in rounded.named_parameters() if p.dtype == torch.float32}
+    assert kept == {"0", "1", "5"}
+    for name, p in model.named_parameters():
+        moved = (p + 0.1).to(dict(rounded.named_parameters())[name].dtype).float()
+        assert torch.equal(dict(rounded.named_parameters())[name].float(), moved)
+    with torch.inference_mode():
+        assert rounded(images.batches[0][0]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["demo-cnn", "demo-vit", "demo-alternet"])
+def test_bfloat16_of_the_shipped_models_is_near_float32_at_the_centre(name):
+    model = load_model(name)
+    images = Images(list(load_data("fashion", model=model, limit=8, batch_size=8)))
+    mover, rounded = Mover(model, []), Rounded(Mover(model, []), images)
+    with torch.inference_mode():
+        exact, rough = (images.scores(m.at(), Objective())[0] for m in (mover, rounded))
+    assert abs(rough - exact).max() > 0
+    assert rough == pytest.approx(exact, abs=0.05)
+
+
+def test_bfloat16_of_a_model_of_one_layer_is_exact():
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(nn.Flatten(), nn.Linear(108, CLASSES)), data(dtype=torch.float32)
+    assert looked(model, batches, precision="bfloat16", grid=3).table == looked(model, batches, grid=3).table
 
 
 # --- the authors' way

@@ -56,6 +56,12 @@ class Hessians:
             product = torch.cat([part.flatten(1) for part in found], 1)
         return torch.stack([h.with_decay(p, u) for h, p, u in zip(self.each, over_ranks(product), v, strict=True)])
 
+    @property
+    def loss_gradient(self) -> Tensor:
+        """Of each batch's mean loss alone.  Shapes: (M, P)."""
+        self._graph = self._graph or self._derived()
+        return over_ranks(torch.cat([g.detach().flatten(1) for g in self._graph[1]], 1))
+
     def _derived(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """A copy of the weights for each batch, and the gradient of each batch's loss by its copy.  Shapes: (M, ...) each."""
         first = self.each[0]

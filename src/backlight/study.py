@@ -199,6 +199,8 @@ def _training_batches(model: Any, analysis: str, settings: Mapping[str, Any], se
     elif setup.limit:
         images = setup.limit
         batch_size = min(batch_size, setup.limit)
+        if not setup.batch_size and analysis != "hessian":  # whose batch size is what it is about
+            batch_size = dividing(images, batch_size)
     return draw_batches(
         setup.data,
         model=model,
@@ -210,6 +212,15 @@ def _training_batches(model: Any, analysis: str, settings: Mapping[str, Any], se
         root=setup.data_root,
         download=setup.download,
     )
+
+
+def dividing(images: int, most: int) -> int:
+    """The largest even batch size, from ``most`` down to half of it, that leaves no image over; ``most`` if none does.
+
+    >>> dividing(500, 64), dividing(512, 64), dividing(498, 64)
+    (50, 64, 64)
+    """
+    return next((size for size in range(most, most // 2, -1) if size % 2 == 0 and images % size == 0), most)
 
 
 def _snapshot(name: str, setup: Setup) -> dict[str, Any]:

@@ -86,9 +86,7 @@ def hessian(
         places = range(len(found), len(found) + len(group))
         done = [piece for i in places if (piece := pieces.get(f"batch-{i}")) is not None]
         if len(done) < len(group):
-            done = _of_group(
-                model, objective, group, blocks, top=top, tol=tol, paper=paper, seed=seed + len(found), check=not found
-            )
+            done = _of_group(model, objective, group, blocks, found[:1], top=top, tol=tol, paper=paper, seed=seed + len(found))
             for i, piece in zip(places, done, strict=True):
                 pieces.put(f"batch-{i}", piece)
         found += done
@@ -218,41 +216,54 @@ def _of_group(
     objective: Objective,
     group: Sequence[tuple[Tensor, Tensor]],
     blocks: Mapping[str, Predicate | None],
+    first: Sequence[Mapping[str, Array]],
     *,
     top: int,
     tol: float,
     paper: bool,
     seed: int,
-    check: bool,
 ) -> list[dict[str, Array]]:
-    """All that is kept of each batch of a group, as arrays that a file can hold."""
+    """All that is kept of each batch of a group, as arrays that a file can hold.
+
+    The ``first`` batch of all, of which nothing is known yet, is searched with more care: it tells whether the operator is
+    sound, and whether eigenvalues repeat, which is the network's doing and not the batch's.
+    """
     started = time.perf_counter()
     found: list[dict[str, Any]] = [{} for _ in group]
     for block, params in blocks.items():
-        whole = block == "all"
+        whole, distinct = block == "all", top <= EASY and bool(first) and _differ(first[0][f"{block}/eigenvalue"], tol)
         operators = [
-            curvature.Hessian(model, objective, [batch], params=params, check=check and whole and not i, seed=seed)
+            curvature.Hessian(model, objective, [batch], params=params, check=whole and not first and not i, seed=seed)
             for i, batch in enumerate(group)
         ]
         for piece, operator in zip(found, operators if whole else [], strict=False):
             piece |= operator.loss() | {f"probe/{what}": error for what, error in operator.probes.items()}
-        for piece, told in zip(found, _spectra(operators, top, tol, paper, seed), strict=True):
+        for piece, told in zip(found, _spectra(operators, top, tol, paper, distinct, seed), strict=True):
             piece |= {f"{block}/{what}": value for what, value in told.items()}
     seconds = (time.perf_counter() - started) / len(group)
     return [{key: np.atleast_1d(value) for key, value in (piece | {"seconds": seconds}).items()} for piece in found]
 
 
-def _spectra(operators: Sequence[curvature.Hessian], top: int, tol: float, paper: bool, seed: int) -> list[dict[str, Any]]:
+def _differ(eigenvalues: Array, tol: float) -> bool:
+    """Whether no two of these, known to a share ``tol``, can be one eigenvalue that occurs twice."""
+    found = np.sort(eigenvalues)
+    return bool((np.diff(found) > 3 * tol * abs(found[1:])).all())
+
+
+def _spectra(
+    operators: Sequence[curvature.Hessian], top: int, tol: float, paper: bool, distinct: bool, seed: int
+) -> list[dict[str, Any]]:
     """The outermost eigenvalues of each, and how they were found."""
     seeds = range(seed, seed + len(operators))
     if paper:
         told = [power_iteration(operator, top, seed=seed) for operator, seed in zip(operators, seeds, strict=True)]
         return [dict(zip(("eigenvalue", "residual", "matvecs", "converged"), one, strict=True)) for one in told]
-    starts, distinct = [operator.loss_gradient for operator in operators], top <= EASY
     if len(operators) == 1:
-        found = [lanczos(operators[0], top, tol=tol, start=starts[0], distinct=distinct, seed=seed)]
+        (one,) = operators
+        found = [lanczos(one, top, tol=tol, start=one.loss_gradient, distinct=distinct, seed=seed)]
     else:
-        found = lanczos_each(Hessians(operators), top, tol=tol, starts=starts, distinct=distinct, seeds=seeds)
+        many = Hessians(operators)
+        found = lanczos_each(many, top, tol=tol, starts=many.loss_gradient, distinct=distinct, seeds=seeds)
     return [{"eigenvalue": p.values, "residual": p.residuals, "matvecs": p.matvecs, "converged": p.converged} for p in found]
 
 

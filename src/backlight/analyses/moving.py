@@ -165,8 +165,8 @@ class Rounded:
         ends = _ends(mover.model, images.batches[0][0][:2])
         for name in {*ends, *(name for name, module in own.items() if isinstance(module, _BatchNorm))}:
             rounded[name].float().load_state_dict(own[name].state_dict())
-        for module in rounded.values():
-            if not isinstance(module, _BatchNorm) and next(module.children(), None) is None and [*module.parameters()]:
+        for name, module in rounded.items():
+            if name and [*module.parameters(recurse=False)] and not isinstance(module, _BatchNorm):
                 module.register_forward_pre_hook(_in_own_type)
         if len(ends) > 1:
             rounded[ends[0]].register_forward_hook(lambda module, args, output: output.to(torch.bfloat16))
@@ -199,6 +199,6 @@ def _ends(model: nn.Module, images: Tensor) -> list[str]:
 
 
 def _in_own_type(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a layer receives, in the type of its weights."""
-    kind = next(module.parameters()).dtype
+    """What a module receives, in the type of its own weights."""
+    kind = next(module.parameters(recurse=False)).dtype
     return tuple(a.to(kind) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
