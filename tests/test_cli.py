@@ -88,7 +88,7 @@ def test_units_prints_the_word_and_proves_it(run) -> None:
         (["fourier", TINY, "--limit", "20"], 4, "--no-pretrained"),
         (["fourier", TINY, *SMALL, "--at", "stm"], 2, "did you mean stem"),
         (["fourier", "vgg11", "--no-pretrained", "--limit", "2", "--quiet"], 2, "--at features."),
-        (["calibration", "resnet18", "--no-pretrained", "--limit", "2", "--quiet"], 2, "1000 classes"),
+        (["calibration", "resnet18?num_classes=1000", "--no-pretrained", "--limit", "2", "--quiet"], 2, "1000 classes"),
         (["variance", TINY, *SMALL, "--over", "time"], 2, "'space' or 'samples'"),
         (["report", "no/such/folder"], 2, "no/such/folder"),
         (["train", TINY, "--recipe", "fasion", "--out", "x"], 2, "did you mean fashion"),

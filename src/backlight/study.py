@@ -141,10 +141,16 @@ def ready(name: str, setup: Setup) -> tuple[Any, Any]:
 
 
 def _placed(name: str, setup: Setup) -> Any:
-    """A model on its device, in its type."""
-    from .models.zoo import load_model
+    """A model on its device, in its type; a random one tells as many classes apart as the data have."""
+    from .data import open_data
+    from .models.zoo import is_architecture, load_model
 
-    model = load_model(name, pretrained=setup.pretrained, seed=setup.seed)
+    classes = None
+    if not setup.pretrained and is_architecture(name):
+        split, root = setup.split or "test", setup.data_root
+        found = open_data(setup.data, split, root=root, download=setup.download, limit=None, seed=setup.seed)
+        classes = len(found.classes) or None
+    model = load_model(name, pretrained=setup.pretrained, num_classes=classes, seed=setup.seed)
     return model.to(device=device_named(setup.device), dtype=_dtype(setup.dtype))
 
 

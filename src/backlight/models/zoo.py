@@ -62,6 +62,17 @@ def load_model(spec: str, *, pretrained: bool = True, num_classes: int | None = 
         return built(spelling, pretrained=pretrained, num_classes=asked).eval()
 
 
+def is_architecture(spec: str) -> bool:
+    """Whether this names an architecture with any number of outputs, and not somebody's weights, code or wish.
+
+    >>> is_architecture("resnet18"), is_architecture("resnet18?num_classes=1000"), is_architecture("mine.py:make")
+    (True, False, False)
+    """
+    spelling = parse(spec)
+    known = spelling.source in ("torchvision", "word") or (not spelling.source and is_model(spelling.name))
+    return known and "num_classes" not in spelling.arguments
+
+
 def list_names(pattern: str = "") -> dict[str, list[str]]:
     """The names that `load_model` knows, a list a source: those that match ``pattern`` or have it in them."""
     wanted = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
