@@ -54,7 +54,9 @@ class Hessians:
             with enabled():
                 found = grad(outputs, weights, along, retain_graph=True, materialize_grads=True)
             product = torch.cat([part.flatten(1) for part in found], 1)
-        return torch.stack([h.with_decay(p, u) for h, p, u in zip(self.each, over_ranks(product), v, strict=True)])
+        for hessian, its, along_it in zip(self.each, over_ranks(product), v, strict=True):
+            hessian.with_decay(its, along_it)
+        return product
 
     @property
     def loss_gradient(self) -> Tensor:

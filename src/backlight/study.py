@@ -141,7 +141,12 @@ def ready(name: str, setup: Setup) -> tuple[Any, Any]:
 
 
 def _placed(name: str, setup: Setup) -> Any:
-    """A model on its device, in its type; a random one tells as many classes apart as the data have."""
+    """A model on its device, in its type."""
+    return _model(name, setup).to(device=device_named(setup.device), dtype=_dtype(setup.dtype))
+
+
+def _model(name: str, setup: Setup) -> Any:
+    """A model; a random one tells as many classes apart as the data have."""
     from .data import open_data
     from .models.zoo import is_architecture, load_model
 
@@ -150,8 +155,7 @@ def _placed(name: str, setup: Setup) -> Any:
         split, root = setup.split or "test", setup.data_root
         found = open_data(setup.data, split, root=root, download=setup.download, limit=None, seed=setup.seed)
         classes = len(found.classes) or None
-    model = load_model(name, pretrained=setup.pretrained, num_classes=classes, seed=setup.seed)
-    return model.to(device=device_named(setup.device), dtype=_dtype(setup.dtype))
+    return load_model(name, pretrained=setup.pretrained, num_classes=classes, seed=setup.seed)
 
 
 def _sharing(asked: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]]:
@@ -231,9 +235,7 @@ def dividing(images: int, most: int) -> int:
 
 def _snapshot(name: str, setup: Setup) -> dict[str, Any]:
     """The weights of an earlier moment of training, which are a model of their own."""
-    from .models.zoo import load_model
-
-    return load_model(name, pretrained=setup.pretrained, seed=setup.seed).state_dict()
+    return _model(name, setup).state_dict()
 
 
 def _pieces(folder: Path | None, name: str, model: Any, analysis: str, request: Mapping[str, Any]) -> Pieces:

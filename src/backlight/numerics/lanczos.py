@@ -143,7 +143,7 @@ def lanczos_each(
         for i, search in enumerate(searches):
             if i not in found:
                 try:
-                    vectors[i] = search.send(products[i].clone())
+                    vectors[i] = search.send(products[i])
                 except StopIteration as end:
                     found[i] = end.value
                     vectors[i] = 0
