@@ -1,11 +1,13 @@
 # make demo   analyse three trained models on real images and write demo/report.html
 # make test   style, types and tests
+# make test-oldest, make test-newest   the same tests with the lowest and the newest versions of torch and timm
+# make tables   write the tables of settings and analyses in the documentation
 # Both set everything up first, in .venv; they need Python 3.11 or later and make.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
+INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 
-.PHONY: demo test lock clean
+.PHONY: demo test test-oldest test-newest tables lock clean
 
 demo: .venv/core
 	$(BIN)/backlight demo --out demo
@@ -13,8 +15,20 @@ demo: .venv/core
 test: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell src tests docs benchmarks tools README.md CONTRIBUTING.md CHANGELOG.md
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# Environments of their own beside .venv; several GB each.
+test-oldest: VERSIONS := torch==2.11.* torchvision==0.26.* timm==1.0.20
+test-newest: VERSIONS := torch torchvision timm
+test-oldest test-newest: .venv/dev
+	$(PYTHON) -m venv .venv/$@
+	$(BIN)/uv pip install --quiet --python .venv/$@/bin/python --group dev --editable . $(VERSIONS)
+	.venv/$@/bin/pytest -n 2 --dist loadfile
+
+tables: .venv/dev
+	$(BIN)/python tools/write_tables.py
 
 .venv/core: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Backlight needs Python 3.11 or later") if sys.version_info < (3, 11) else None'

@@ -1,20 +1,20 @@
-"""Does Backlight find the units of any vision model?  One architecture of each of timm's model modules; docs/coverage.md.
+"""Does Backlight find the units of any vision model?  Tested on one architecture of each of timm's model modules.
 
     python benchmarks/coverage.py [--only resnet swin_transformer ...] [--limit-s 300] [--out docs/coverage.md]
 
-The architecture of a module is the one with the fewest parameters among those made for images of at most 256 px (of
-any size if there is none), tagless duplicates and timm's `test_*` toys left out.  Weights are random.  For each:
+The architecture is the one with the fewest parameters among those for images of at most 256 px (of any size if there is
+none), without tagless duplicates and timm's small `test_*` models.  Weights are random.  For each:
 
-- *units*: how many residual sums were found, spelled as a word;
-- *read*: after how many of them the stream is a map of the image;
-- *removable*: of how many the branch can be silenced;
-- *proven*: of those whose skip is the identity, for how many silencing the branch was seen to leave the stream after
-  the unit equal to the stream before it, bit by bit (`backlight.anatomy.check`); a model passes if one or more were,
-  none failed and the model gave the same output afterwards;
-- *timm agrees*: how many of the maps that timm itself gives (`forward_intermediates`, NCHW) are, bit by bit, maps that
-  Backlight reads.  A map of the same numbers at other places is a contradiction, and a failure.
+- *units*: the number of residual sums, spelled as a word;
+- *read*: after how many of them the stream can be read as a map of the image;
+- *removable*: of how many the branch can be set to zero;
+- *proven*: of the units whose skip is the identity, for how many the stream after the unit without its branch equals the
+  stream before it, bit for bit (`backlight.check`); a model passes if this holds for at least one unit, fails for none,
+  and the model gives the same output afterwards;
+- *timm agrees*: how many of timm's own maps (`forward_intermediates`, NCHW) equal a map that Backlight reads, bit for bit.
+  A map with the same numbers at other positions is a contradiction, and a failure.
 
-Each model runs in a process of its own with a time limit.
+Each model runs in its own process with a time limit.  The page is docs/coverage.md.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ import torch
 from timm.models._registry import _module_to_models
 from torch import Tensor, nn
 
-from backlight.anatomy import check, evaluating, grid, places, reading, spell, units
+from backlight.tracing.find import units
+from backlight.tracing.hooks import check, reading
+from backlight.tracing.layout import grid
+from backlight.tracing.tap import spell, stream_taps
+from backlight.tracing.trace import evaluating
 
 LARGEST = 256
 T, U = TypeVar("T"), TypeVar("U")
@@ -44,7 +48,7 @@ T, U = TypeVar("T"), TypeVar("U")
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of one architecture."""
+    """The results for one architecture."""
 
     module: str
     architecture: str
@@ -56,7 +60,7 @@ class Row:
     identity: int = 0
     proven: int = 0
     refuted: int = 0
-    timm: int = -1  # maps that timm gives; -1: the model has no forward_intermediates
+    timm: int = -1  # number of maps that timm gives; -1: the model has no forward_intermediates
     agreed: int = 0
     contradicted: int = 0
     seconds: float = 0.0
@@ -68,16 +72,16 @@ class Row:
 
     @property
     def why(self) -> str:
-        """Why a model did not pass, in words."""
+        """Why the model did not pass."""
         if self.passed or self.error:
             return self.error
         if not self.units:
-            return "no residual sums: name places with --at"
+            return "no residual sums: name modules with --at"
         if self.refuted or self.contradicted:
             return f"WRONG: {self.refuted} units refuted, {self.contradicted} maps contradict timm's"
         if not self.identity:
             return "no skip is the identity: nothing to prove"
-        return "no module sees the stream: name places with --at"
+        return "no module returns the stream: name modules with --at"
 
 
 def main() -> None:
@@ -98,9 +102,9 @@ def main() -> None:
 
 
 def within(limit_s: float, function: Callable[[T], U], argument: T) -> U | str:
-    """What the function returns, called in a process of its own; a sentence if it did not.
+    """What the function returns in a new process; a sentence if it does not return in time.
 
-    This process itself must compute nothing, for a child forked after OpenMP's threads were started waits for them.
+    This process must not compute anything itself: a child that is forked after OpenMP started its threads waits for them.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -117,13 +121,13 @@ def within(limit_s: float, function: Callable[[T], U], argument: T) -> U | str:
 
 
 def smallest(names: list[str]) -> str:
-    """The architecture with the fewest parameters, of those for images of at most LARGEST if there are any."""
+    """The architecture with the fewest parameters, among those for images of at most LARGEST px if there are any."""
     ranked = [(rank, name) for name in names if (rank := _rank(name))]
     return min(ranked)[1]
 
 
 def _rank(name: str) -> tuple[bool, int] | None:
-    """(larger than LARGEST, parameters); None for toys and for aliases without a configuration."""
+    """(larger than LARGEST, parameters); None for test models and for aliases without a configuration."""
     config = timm.get_pretrained_cfg(name)
     if name.startswith("test_") or config is None:
         return None
@@ -134,7 +138,7 @@ def _rank(name: str) -> tuple[bool, int] | None:
 
 
 def examine(row: Row) -> Row:
-    """The row filled in; an exception becomes its error."""
+    """The row with its results; an exception becomes its error."""
     warnings.simplefilter("ignore")
     try:
         torch.manual_seed(0)
@@ -142,27 +146,27 @@ def examine(row: Row) -> Row:
         images = fitting(model)
         row = replace(row, pixels=images.shape[-1])
         start = time.perf_counter()
-        found = units(model, images)
-        proofs = list(check(model, images, found))
+        residual = units(model, images)
+        proofs = list(check(model, images, residual))
         seconds = time.perf_counter() - start
         row = replace(
             row,
-            word=spell(found),
-            units=len(found),
-            read=sum(bool(unit.after and unit.after.layout) for unit in found),
-            removable=sum(bool(unit.branch) for unit in found),
-            identity=sum(unit.identity for unit in found),
+            word=spell(residual),
+            units=len(residual),
+            read=sum(bool(unit.after and unit.after.layout) for unit in residual),
+            removable=sum(bool(unit.branch) for unit in residual),
+            identity=sum(unit.identity for unit in residual),
             proven=sum(proof is True for _, proof in proofs),
             refuted=sum(proof is False for _, proof in proofs),
             seconds=seconds,
         )
-        return replace(row, **compared(model, images, found))
+        return replace(row, **compared(model, images, residual))
     except Exception as error:
         return replace(row, error=f"{type(error).__name__}: {error}"[:160])
 
 
 def fitting(model: nn.Module) -> Tensor:
-    """An image of the model's own size, or a smaller one if that is large and the model takes it."""
+    """An image of the size that the model was made for, or a smaller one if that is large and the model accepts it."""
     own = model.default_cfg["input_size"]
     sides = [own[-1]] if own[-1] <= LARGEST else [256, 224, own[-1]]
     for side in sides:
@@ -178,11 +182,11 @@ def fitting(model: nn.Module) -> Tensor:
     raise AssertionError
 
 
-def compared(model: nn.Module, images: Tensor, found: list[Any]) -> dict[str, int]:
-    """The maps that timm gives, beside those that Backlight reads."""
+def compared(model: nn.Module, images: Tensor, residual: list[Any]) -> dict[str, int]:
+    """How many maps that timm gives equal a map that Backlight reads."""
     if not hasattr(model, "forward_intermediates"):
         return {}
-    taps, ours = places(found), {}
+    taps, ours = stream_taps(residual), {}
 
     def keep(i: int, activation: Tensor) -> None:
         ours[i] = grid(activation, taps[i].layout).clone()
@@ -208,7 +212,7 @@ def _same_numbers(a: Tensor, b: Tensor) -> bool:
 
 
 def page(rows: list[Row], command: str) -> str:
-    """docs/coverage.md."""
+    """The text of docs/coverage.md."""
     passing = sum(row.passed for row in rows)
     reasons = Counter(row.why for row in rows if not row.passed)
     return "\n".join(
@@ -216,8 +220,8 @@ def page(rows: list[Row], command: str) -> str:
             "# Coverage",
             "",
             f"Of timm's {len(rows)} model modules **{passing} pass the check**, with one architecture of each: the smallest,",
-            "with random weights.  [benchmarks/coverage.py](../benchmarks/coverage.py) wrote this page and says what the",
-            "columns mean; [units.md](units.md) says what a unit is.",
+            "with random weights.  [benchmarks/coverage.py](../benchmarks/coverage.py) writes this page and defines the",
+            "columns; [units.md](units.md) defines a unit.",
             "",
             f"torch {torch.__version__}, timm {timm.__version__}, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores:",
             f"`{command}`",
@@ -251,7 +255,7 @@ def markdown(row: Row) -> str:
 
 
 def shortened(word: str) -> str:
-    """Repeats counted.
+    """The word with repeats as numbers.
 
     >>> shortened("amamamam cc")
     '(am)4 cc'

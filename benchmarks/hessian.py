@@ -35,13 +35,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from backlight.batches import draw_batches
-from backlight.curvature import Hessian, density, lanczos
-from backlight.evidence import versions
-from backlight.hessians import Hessians
-from backlight.models.zoo import load_model
-from backlight.numerics.lanczos import lanczos_each
-from backlight.objective import Objective
+from backlight.curvature.batched_hessian import Hessians
+from backlight.curvature.batches import draw_batches
+from backlight.curvature.hessian import Hessian
+from backlight.curvature.loss import Objective
+from backlight.models.sources.load import load_model
+from backlight.numerics.lanczos import lanczos, lanczos_each
+from backlight.numerics.quadrature import density
+from backlight.results.provenance import versions
 
 Batch = tuple[Tensor, Tensor]
 OBJECTIVE, CRITERION = Objective(), nn.CrossEntropyLoss()

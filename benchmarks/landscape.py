@@ -28,11 +28,19 @@ from loss_landscapes.metrics import Loss
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from backlight.analyses.directions import random_plane
-from backlight.analyses.moving import Images, Mover, Rounded
-from backlight.data import load_data
-from backlight.evidence import versions
-from backlight.objective import Objective
+from backlight.analyses.landscape.settings import IGNORED
+from backlight.curvature.directions import random_plane
+from backlight.curvature.loss import Objective
+from backlight.curvature.perturbed import (
+    Batch,
+    BFloat16PerturbedModel,
+    PerturbedModel,
+    channels_last,
+    fixed_batches,
+    image_scores,
+)
+from backlight.data.loading import load_data
+from backlight.results.provenance import versions
 
 Points = list[tuple[float, float]]
 
@@ -74,22 +82,22 @@ def train(model: nn.Module, steps: int, batch: int = 64) -> nn.Module:
 # --- what is compared: each evaluates so many points
 
 
-def bare(model: nn.Module, images: Images) -> Callable[[Points], Any]:
+def bare(model: nn.Module, batches: list[Batch]) -> Callable[[Points], Any]:
     def run(points: Points) -> None:
         with torch.inference_mode():
             for _ in points:
-                for batch, _ in images.batches:
+                for batch, _ in batches:
                     model(batch)
 
     return run
 
 
-def ours(mover: Mover | Rounded, images: Images) -> Callable[[Points], list[float]]:
+def ours(model: PerturbedModel | BFloat16PerturbedModel, batches: list[Batch]) -> Callable[[Points], list[float]]:
     """As a row of ``landscape`` is computed: moved weights, NLL, correctness and confidence of each image."""
 
     def run(points: Points) -> list[float]:
         with torch.inference_mode():
-            return [images.scores(mover.at(*point), Objective())[0].mean() for point in points]
+            return [image_scores(model.at(*point), batches, Objective())[0].mean() for point in points]
 
     return run
 
@@ -145,15 +153,15 @@ def seconds(run: Callable[[], Any]) -> float:
 def measured(name: str, *, images: int, points: int, rounds: int, steps: int) -> dict[str, Any]:
     model = train(build(name), steps)
     data = drawn(images)
-    held = Images.held(model, [data], Objective())
-    plane = random_plane(model, 2, seed=0, normalise="filter")
-    mover = Mover(model, plane.directions)
+    held = fixed_batches(model, [data], Objective())
+    plane = random_plane(model, 2, seed=0, normalise="filter", ignore=IGNORED)
+    perturbed = PerturbedModel(model, plane.directions)
     ways = [(x / 2, y / 2) for x in (-1, 1) for y in (-1, 1)][: points**2] * (-(-(points**2) // 4))
     ways = ways[: points**2]
-    rounded, rough = Rounded(mover, held), held.channels_last()
+    rounded, rough = BFloat16PerturbedModel(perturbed, held), channels_last(held)
     runs = {
         "bare": bare(model, held),
-        "ours_float32": ours(mover, held),
+        "ours_float32": ours(perturbed, held),
         "ours_bfloat16": ours(rounded, rough),
         "plain_transcription": plainly(model, plane.directions, data),
         "loss_landscapes": peer(model, data),

@@ -22,9 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backlight.analyses.noise import FREQUENCIES, SEVERITIES, Asked, Field, noise
-from backlight.evidence import versions
-from backlight.models.zoo import load_model
+from backlight.analyses.noise import noise
+from backlight.analyses.noise.measure import ImageNoise
+from backlight.analyses.noise.settings import FREQUENCIES, SEVERITIES, NoiseSettings
+from backlight.models.sources.load import load_model
+from backlight.results.provenance import versions
 
 MODELS = ("resnet50", "vit_tiny_patch16_224")
 Batches = list[tuple[Tensor, Tensor]]
@@ -64,10 +66,10 @@ def measured(
         noise(model, data, **settings, mean=(0, 0, 0), std=(1, 1, 1))  # type: ignore[arg-type]
 
     def making() -> None:
-        field = Field(Asked(**settings, width=0.1, paper=False, clip=True, basis=0), (size, size), data[0][0].device, 0)
+        field = ImageNoise(NoiseSettings(**settings), (size, size), data[0][0].device, 0)
         with torch.inference_mode():
             for pixels, _ in data:
-                for _ in field.banded(pixels):
+                for _ in field.with_bands(pixels, torch.arange(len(pixels), device=pixels.device)):
                     pass
 
     runs = {"bare": bare, "whole": whole, "making": making}

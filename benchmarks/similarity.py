@@ -21,16 +21,27 @@ import numpy as np
 import torch
 from torch import nn
 
-from backlight.analyses.calibration import Confidence
-from backlight.analyses.fourier import Spectra
-from backlight.analyses.similarity import Grams
-from backlight.analyses.single_pass import Anatomy, read_anatomy, watching
-from backlight.analyses.variance import Spread
-from backlight.anatomy import reading
-from backlight.evidence import versions
-from backlight.models.zoo import load_model
+from backlight.analyses.calibration.measure import Confidence
+from backlight.analyses.calibration.settings import CalibrationSettings
+from backlight.analyses.fourier.measure import Spectra
+from backlight.analyses.fourier.settings import FourierSettings
+from backlight.analyses.similarity.measure import Grams
+from backlight.analyses.similarity.settings import SimilaritySettings
+from backlight.analyses.single_pass import Streams, find_streams, reading_streams
+from backlight.analyses.variance.measure import Variances
+from backlight.analyses.variance.settings import VarianceSettings
+from backlight.models.sources.load import load_model
 from backlight.numerics.cka import cka, hsic
+from backlight.results.provenance import versions
+from backlight.tracing.hooks import reading
 
+#: Reducer -> its settings.
+REDUCERS: dict[type, object] = {
+    Grams: SimilaritySettings(),
+    Spectra: FourierSettings(),
+    Variances: VarianceSettings(),
+    Confidence: CalibrationSettings(),
+}
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -40,10 +51,10 @@ def bare(model: nn.Module, batches: Batches) -> None:
             model(images)
 
 
-def watched(model: nn.Module, batches: Batches, anatomy: Anatomy, kinds: tuple[type, ...]) -> list:
-    """The pass with these reducers attached, the units found beforehand."""
-    running = [kind(anatomy) for kind in kinds]
-    with torch.inference_mode(), watching(model, anatomy, running):
+def watched(model: nn.Module, batches: Batches, streams: Streams, kinds: tuple[type, ...]) -> list:
+    """The pass with these reducers attached, the units known already."""
+    running = [kind(streams, REDUCERS[kind]) for kind in kinds]
+    with torch.inference_mode(), reading_streams(model, streams, running):
         for images, labels in batches:
             logits = model(images)
             for reducer in running:
@@ -57,18 +68,18 @@ def theirs(model: nn.Module, batches: Batches, layers: list[str], device: str) -
     return compute_cka(model, model, [batches], layers=layers, device=device, progress=False)[0]
 
 
-def in_float64(model: nn.Module, batches: Batches, anatomy: Anatomy) -> np.ndarray:
+def in_float64(model: nn.Module, batches: Batches, streams: Streams) -> np.ndarray:
     """CKA of the streams with all that follows the features in float64."""
     total: float | np.ndarray = 0.0
     for images, _ in batches:
         grams: dict[int, torch.Tensor] = {}
 
         def keep(i: int, activation: torch.Tensor, grams: dict[int, torch.Tensor] = grams) -> None:
-            x = activation[:, anatomy.places[i].layout.prefix :] if activation.ndim == 3 else activation
+            x = activation[:, streams.taps[i].layout.prefix :] if activation.ndim == 3 else activation
             x = x.flatten(1).double()
             grams[i] = ((x - x.mean(0)) @ (x - x.mean(0)).T).cpu()
 
-        with torch.inference_mode(), reading(model, anatomy.places, keep):
+        with torch.inference_mode(), reading(model, streams.taps, keep):
             model(images)
         total = total + len(images) * hsic(np.stack([grams[i].numpy() for i in sorted(grams)]))
     return cka(np.asarray(total))
@@ -86,16 +97,16 @@ def measured(name: str, *, batches: int, rounds: int, batch_size: int, device: s
     model = load_model(name, pretrained=False).to(device)
     shape = (batch_size, 3, size, size)
     data = [(torch.randn(shape).to(device), torch.randint(0, 10, (batch_size,)).to(device)) for _ in range(batches)]
-    anatomy = read_anatomy(model, data[0][0][:2], None)
-    layers = [tap.module for tap in anatomy.places if tap.side == "output"]
-    same = Anatomy(anatomy.units, [tap for tap in anatomy.places if tap.side == "output"])
-    companions = (Spectra, Spread, Confidence)
+    streams = find_streams(model, data[0][0][:2], None)
+    layers = [tap.module for tap in streams.taps if tap.side == "output"]
+    same = Streams(streams.units, [tap for tap in streams.taps if tap.side == "output"])
+    companions = (Spectra, Variances, Confidence)
     runs: dict[str, Callable[[], object]] = {
         "bare": lambda: bare(model, data),
         "similarity": lambda: watched(model, data, same, (Grams,)),
         "pytorch_cka": lambda: theirs(model, data, layers, device),
-        "three_companions": lambda: watched(model, data, anatomy, companions),
-        "all_four": lambda: watched(model, data, anatomy, (Grams, *companions)),
+        "three_companions": lambda: watched(model, data, streams, companions),
+        "all_four": lambda: watched(model, data, streams, (Grams, *companions)),
     }
     for run in runs.values():
         run()

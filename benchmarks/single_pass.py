@@ -3,7 +3,7 @@
     python benchmarks/single_pass.py --out benchmarks/results/single_pass.json
 
 Bare pass and analyses run in turns over the same batches in memory, in one process; the numbers are medians over the
-rounds with their range.  ``watching`` is the pass with all three reducers attached, as a study runs it; ``whole`` is the
+rounds with their range.  ``reading`` is the pass with all three reducers attached, as a study runs it; ``whole`` is the
 call from model and data to results: it adds finding the units and 1,000 bootstrap resamples, a cost for each study and not
 for each image.
 """
@@ -21,14 +21,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from backlight.analyses.calibration import Confidence
-from backlight.analyses.fourier import Spectra
-from backlight.analyses.single_pass import read_anatomy, single_pass, watching
-from backlight.analyses.variance import Spread
-from backlight.evidence import versions
-from backlight.models.zoo import load_model
+from backlight.analyses.calibration.measure import Confidence
+from backlight.analyses.calibration.settings import CalibrationSettings
+from backlight.analyses.fourier.measure import Spectra
+from backlight.analyses.fourier.settings import FourierSettings
+from backlight.analyses.single_pass import find_streams, reading_streams, single_pass
+from backlight.analyses.variance.measure import Variances
+from backlight.analyses.variance.settings import VarianceSettings
+from backlight.models.sources.load import load_model
+from backlight.results.provenance import versions
 
-REDUCERS: dict[type, dict[str, object]] = {Spectra: {}, Spread: {}, Confidence: {}}
+REDUCERS = {Spectra: FourierSettings(), Variances: VarianceSettings(), Confidence: CalibrationSettings()}
 
 
 def bare(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -38,12 +41,12 @@ def bare(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> 
 
 
 def watched(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], None]:
-    """The pass with all reducers attached, the units found beforehand."""
-    anatomy = read_anatomy(model, batches[0][0][:2], None)
+    """The pass with all reducers attached, the units known already."""
+    streams = find_streams(model, batches[0][0][:2], None)
 
     def run() -> None:
-        running = [reducer(anatomy) for reducer in REDUCERS]
-        with torch.inference_mode(), watching(model, anatomy, running):
+        running = [reducer(streams, settings) for reducer, settings in REDUCERS.items()]
+        with torch.inference_mode(), reading_streams(model, streams, running):
             for images, labels in batches:
                 logits = model(images)
                 for reducer in running:
@@ -68,7 +71,7 @@ def measured(name: str, *, batches: int, rounds: int, batch_size: int, device: s
     ]
     runs = {
         "bare": lambda: bare(model, data),
-        "watching": watched(model, data),
+        "reading": watched(model, data),
         "whole": lambda: single_pass(model, data, REDUCERS),
     }
     for run in runs.values():

@@ -1,10 +1,10 @@
-"""A CNN, a ViT and an AlterNet of about equal size, trained alike: accuracy, NLL and ECE over seeds.
+"""A CNN, a ViT and an AlterNet of about equal size, trained in the same way: accuracy, NLL and ECE over seeds.
 
     python benchmarks/trainings.py --data fashion --recipe fashion --epochs 8 --runs runs/fashion --out benchmarks/results
     python benchmarks/trainings.py --data ../shared/data/cifar100 --recipe cifar_fast --fraction 0.2 --epochs 4 --seeds 0 ...
 
-What was stopped goes on: trainings that are complete are not repeated.  Each is on one thread; intervals of a mean over seeds
-are Student's, those of one seed the test's own over images.  CIFAR-100 lies outside the project; the second wants it there.
+A second call resumes: complete trainings are not repeated.  Each training uses one thread.  Intervals of a mean over seeds are
+Student's, those of one seed are over test images.  CIFAR-100 is not part of the project; the second command needs it there.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from backlight.evidence import versions
-from backlight.models.saved import describe
+from backlight.models.sources.saved import describe
 from backlight.numerics.student import student
-from backlight.progress import followed
+from backlight.progress import Display
 from backlight.recipes import recipe
-from backlight.runs import Run, over_seeds
+from backlight.results.provenance import versions
+from backlight.training.run import Run
+from backlight.training.run_folder import over_seeds
 
 MODELS = {
     "resnet": "word:ccc ccc ccc?block=basic&dim=16",
@@ -31,15 +32,15 @@ MODELS = {
 
 
 def summary(folder: Path, seeds: list[int]) -> dict[str, Any]:
-    """Accuracy, NLL and ECE of each seed with its interval over test images, and their means with theirs over seeds."""
-    told = [describe(folder / f"seed-{seed}") for seed in seeds]
-    tests = [{name: each["test"][name] for name in ("accuracy", "nll", "ece")} for each in told]
-    over = {name: student([test[name][0] for test in tests]) for name in tests[0]} if len(seeds) > 1 else {}
+    """Accuracy, NLL and ECE of each seed with intervals over test images, and their means with intervals over seeds."""
+    models = [describe(folder / f"seed-{seed}") for seed in seeds]
+    tests = [{name: model["test"][name] for name in ("accuracy", "nll", "ece")} for model in models]
+    means = {name: student([test[name][0] for test in tests]) for name in tests[0]} if len(seeds) > 1 else {}
     return {
-        "model": told[0]["model"],
-        "test_images": told[0]["test_images"],
+        "model": models[0]["model"],
+        "test_images": models[0]["test_images"],
         "seeds": dict(zip(seeds, tests, strict=True)),
-        "mean": over,
+        "mean": means,
     }
 
 
@@ -52,20 +53,29 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    chosen = recipe(asked.recipe, epochs=asked.epochs, **({} if asked.recipe == "fashion" else {"drop_path": 0.0}))
-    found = {}
+    options = parser.parse_args()
+    selected = recipe(options.recipe, epochs=options.epochs, **({} if options.recipe == "fashion" else {"drop_path": 0.0}))
+    summaries = {}
     for name, model in MODELS.items():
-        run = Run(model, asked.data, chosen, fraction=asked.fraction)
-        settings = {"resume": True, "threads": 1, "device": "cpu"}
-        followed(over_seeds(run, asked.runs / name, asked.seeds, **settings), name, quiet=False)
-        found[name] = summary(asked.runs / name, asked.seeds)
-    facts = {key: value for key, value in vars(asked).items() if key not in ("out", "runs")} | {"data": Path(asked.data).name}
-    document = {**facts, "hardware": platform.machine(), "cores": os.cpu_count(), "versions": dict(versions()), "found": found}
+        run = Run(model, selected, data=options.data, fraction=options.fraction)
+        with Display() as show:
+            for event in over_seeds(run, options.runs / name, options.seeds, resume=True, threads=1, device="cpu"):
+                show(event)
+        summaries[name] = summary(options.runs / name, options.seeds)
+    facts = {key: value for key, value in vars(options).items() if key not in ("out", "runs")} | {
+        "data": Path(options.data).name
+    }
+    document = {
+        **facts,
+        "hardware": platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": dict(versions()),
+        "models": summaries,
+    }
     text = json.dumps(document, indent=1)
-    if asked.out:
-        asked.out.mkdir(parents=True, exist_ok=True)
-        (asked.out / f"trainings_{facts['data']}.json").write_text(text + "\n")
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"trainings_{facts['data']}.json").write_text(text + "\n")
     print(text)
 
 

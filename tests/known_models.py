@@ -1,4 +1,4 @@
-"""Models whose answers are known in closed form, and what the tests of the analyses share."""
+"""Models whose results are known in closed form, and helpers that the tests of the analyses share."""
 
 import contextlib
 import math
@@ -15,7 +15,7 @@ def noise(*shape, seed=0):
 
 
 def batches(images, size, labels=None):
-    """The images in batches; with their labels if there are any."""
+    """Batches of the images; with labels, of (images, labels)."""
     parts = images.split(size)
     return list(parts) if labels is None else list(zip(parts, labels.split(size), strict=True))
 
@@ -32,7 +32,7 @@ class Residual(nn.Module):
 
 
 class Mean(nn.Module):
-    """The image's mean over places, for each channel."""
+    """The mean of each channel over all positions."""
 
     def forward(self, x):
         return x.mean((2, 3))
@@ -87,7 +87,7 @@ def identity():
 
 
 class Averaging(nn.Module):
-    """Attention that looks everywhere alike: its value matrix times the mean over places, everywhere."""
+    """Uniform attention: at every position, the value matrix times the mean over positions."""
 
     def __init__(self, value):
         super().__init__()
@@ -106,12 +106,12 @@ class Averaging(nn.Module):
 
 
 def averaging(gain, channels=3):
-    """A unit that multiplies the DC by 1 + gain and leaves all other frequencies."""
+    """A unit that multiplies frequency zero by 1 + gain and does not change the others."""
     return Residual(Averaging(gain * torch.eye(channels)))
 
 
 def pointwise(weight):
-    """A unit that adds a mixture of channels at each place: an MLP without its nonlinearity."""
+    """A unit that adds a linear mixture of channels at each position: an MLP without its nonlinearity."""
     branch = nn.Conv2d(*weight.shape[::-1], 1, bias=False)
     with torch.no_grad():
         branch.weight.copy_(weight[:, :, None, None])
@@ -119,14 +119,14 @@ def pointwise(weight):
 
 
 def deciding(classes, strength=50.0):
-    """The channel mixture that copies the channels 0..K of the images into K..2K, which the head reads."""
+    """The channel mixture that copies channels 0..K-1 of the images into K..2K-1, which the head reads."""
     weight = torch.zeros(2 * classes, 2 * classes)
     weight[classes:, :classes] = strength * torch.eye(classes)
     return weight
 
 
 def reading_upper_channels(*units, classes=4):
-    """A model that sees a class only if one of its units has put it into the channels K..2K; see `labelled_images`."""
+    """A model that recognises a class only if one of its units has copied it into channels K..2K-1; see `labelled_images`."""
     model = tower(*units, channels=2 * classes, classes=classes, first=stem(classes, 2 * classes))
     with torch.no_grad():
         model[-1].weight.zero_()
@@ -136,17 +136,17 @@ def reading_upper_channels(*units, classes=4):
 
 
 def decisive(classes=4, strength=50.0):
-    """Three units of which only the middle one decides: the first makes the image louder, the last writes elsewhere."""
-    louder, elsewhere = torch.zeros(2, 2 * classes, 2 * classes)
-    louder[:classes, :classes] = 0.5 * torch.eye(classes)
-    elsewhere[:classes, classes:] = torch.eye(classes)
+    """Three units; only the middle one matters: the first scales the image, the last writes to channels that are not read."""
+    scaling, unread = torch.zeros(2, 2 * classes, 2 * classes)
+    scaling[:classes, :classes] = 0.5 * torch.eye(classes)
+    unread[:classes, classes:] = torch.eye(classes)
     return reading_upper_channels(
-        pointwise(louder), pointwise(deciding(classes, strength)), pointwise(elsewhere), classes=classes
+        pointwise(scaling), pointwise(deciding(classes, strength)), pointwise(unread), classes=classes
     )
 
 
 def labelled_images(n, classes=4, side=SIDE):
-    """Images whose channel of the label is the brightest, classes in turn."""
+    """Images in which the channel of the label is the brightest; labels 0, 1, ... in turn."""
     labels = torch.arange(n) % classes
     images = 0.01 * noise(n, classes, side, side)
     images[torch.arange(n), labels] += 1
@@ -155,9 +155,9 @@ def labelled_images(n, classes=4, side=SIDE):
 
 @contextlib.contextmanager
 def unchanged(model):
-    """Fails if anything of the model or of torch is different after the block, however the block ends."""
+    """Fails if anything of the model or of torch differs after the block, also after an exception."""
 
-    def everything():
+    def state():
         return (
             {name: module.training for name, module in model.named_modules()},
             {name: tensor.clone() for name, tensor in model.state_dict().items()},
@@ -171,11 +171,11 @@ def unchanged(model):
             (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.backends.mha.get_fastpath_enabled()),
         )
 
-    before = everything()
+    before = state()
     try:
         yield
     finally:
-        after = everything()
+        after = state()
         assert all(torch.equal(tensor, after[1][name]) for name, tensor in before[1].items())
         assert before[0] == after[0]
         assert before[2:] == after[2:]

@@ -1,4 +1,4 @@
-"""The golden files: outputs of the official models for weights and images that a formula gives."""
+"""The golden files: outputs of the official models, for weights and images that are given by a formula."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def golden_tensor(name, shape, i):
-    """Tensor number i of a reference state dict, as the golden files' README says."""
+    """Tensor number i of a reference state dict, by the formula in the golden files' README."""
+
     v = wave(shape, i)
     if name.endswith(("num_batches_tracked", "attn_mask", "relative_position_index")):
         return torch.tensor(0)

@@ -1,4 +1,4 @@
-"""AlterNet equals the official one, runs any map, and behaves as timm's own models do."""
+"""AlterNet equals the official one, runs on maps of any size, and behaves as timm's own models do."""
 
 import json
 import math
@@ -14,10 +14,9 @@ from timm.models import group_parameters, save_for_hf
 from torch import nn
 
 from backlight.errors import UserError
-from backlight.models import AlterNet
-from backlight.models.alternet import BlurDifference, PreActivation, Smoothing
-from backlight.models.attention import WindowAttention, from_windows, windows
-from backlight.models.official import official_model
+from backlight.models.architectures.alternet import AlterNet, BlurDifference, PreActivation, Smoothing
+from backlight.models.architectures.window_attention import WindowAttention, from_windows, windows
+from backlight.models.sources.paper_checkpoints import official_model
 
 REGISTERED = timm.list_models(module="alternet")
 TINY = {"dim": 8, "dim_head": 4, "num_classes": 5}
@@ -25,7 +24,7 @@ TINY = {"dim": 8, "dim_head": 4, "num_classes": 5}
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Small tensors gain nothing from threads, and on a busy machine waiting for each other they lose much."""
+    """Small tensors gain nothing from threads, and lose much time on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -91,7 +90,7 @@ words = st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=3)
 
 @settings(max_examples=25, deadline=None)
 @given(words, st.sampled_from(["basic", "bottleneck"]), st.integers(5, 30), st.integers(5, 30), st.integers(1, 8))
-def test_any_word_runs_any_map(word, block, h, w, window):
+def test_any_word_runs_on_a_map_of_any_size(word, block, h, w, window):
     model = AlterNet(word, block=block, stem="cifar", window=window, **TINY).eval()
     with torch.inference_mode():
         logits = model(torch.randn(2, 3, h, w))
@@ -104,14 +103,14 @@ def test_any_word_runs_any_map(word, block, h, w, window):
     assert f"'{word}'" in repr(model)
 
 
-def test_the_imagenet_stem_takes_odd_maps():
+def test_the_imagenet_stem_takes_maps_of_odd_size():
     assert AlterNet("cb ca", **TINY).eval()(torch.zeros(1, 3, 30, 26)).shape == (1, 5)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 6), st.booleans())
 def test_window_attention_is_global_attention_masked_to_the_window(h, w, window, bias_per_head):
-    """The reference: every pixel against every other, by loops, without windows, padding or fused attention."""
+    """The reference: every pixel with every other, in loops, without windows, padding or fused attention."""
     torch.manual_seed(h * 100 + w * 10 + window)
     attend = WindowAttention(3, 4, heads=2, dim_head=5, window=window, bias_per_head=bias_per_head).double()
     x = torch.randn(2, 3, h, w, dtype=torch.float64)
@@ -127,7 +126,7 @@ def test_window_attention_is_global_attention_masked_to_the_window(h, w, window,
     torch.testing.assert_close(attend(x), out.mT.unflatten(2, (h, w)))
 
 
-def test_windows_are_undone():
+def test_from_windows_is_the_inverse_of_windows():
     x = torch.randn(2, 3, 4, 6)
     assert torch.equal(from_windows(windows(x, 2, 3), 2, 3, 4, 6), x)
     assert torch.equal(windows(x, 2, 3)[0, 4], x[0, :, 1, 1])  # the second row of the first window
@@ -148,16 +147,16 @@ def test_every_block_returns_skip_plus_branch():
     x = model.stem(torch.randn(2, 3, 9, 9))
     for unit in (unit for stage in model.stages for unit in stage):
         if isinstance(unit, PreActivation):
-            read = unit.act(unit.norm(x))
-            skip = x if unit.shortcut is None else unit.shortcut(read)
+            activated = unit.act(unit.norm(x))
+            skip = x if unit.shortcut is None else unit.shortcut(activated)
         else:
             assert isinstance(unit, Smoothing)
-            read = skip = unit.shortcut(x)
-        expected, x = skip + unit.branch(read), unit(x)
+            activated = skip = unit.shortcut(x)
+        expected, x = skip + unit.branch(activated), unit(x)
         assert torch.equal(x, expected)
 
 
-def test_blur_lets_a_wave_through_by_half_of_one_plus_its_cosine():
+def test_the_response_of_the_blur_to_a_wave_is_half_of_one_plus_its_cosine():
     columns = torch.arange(32, dtype=torch.float64)
     for cycles in (0, 1, 4, 8, 16):
         frequency = 2 * math.pi * cycles / 32
@@ -166,7 +165,7 @@ def test_blur_lets_a_wave_through_by_half_of_one_plus_its_cosine():
         inner = slice(1, -1)
         torch.testing.assert_close(blurred[..., inner], x[..., inner] * (1 + math.cos(frequency)) / 2)
     constant = torch.full((1, 2, 4, 4), 3.0)
-    assert torch.equal(BlurDifference()(constant), torch.zeros_like(constant))  # at the borders too
+    assert torch.equal(BlurDifference()(constant), torch.zeros_like(constant))  # also at the borders
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -192,30 +191,30 @@ def test_trains_in_bfloat16():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_drop_path_rises_evenly_over_the_units():
+def test_the_rate_of_drop_path_grows_linearly_over_the_units():
     model = AlterNet("cc ab", drop_path_rate=0.3, **TINY)
     rates = [getattr(unit.drop_path, "drop_prob", 0.0) for stage in model.stages for unit in stage]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ({"word": "cc cx"}, "'cc cx' has ['x']"),
-        ({"word": "CCA"}, "spelled with c"),
+        ({"word": "CCA"}, "'CCA' has ['A', 'C']"),
         ({"word": " "}, "at least one letter"),
-        ({"block": "wide"}, "basic and bottleneck"),
-        ({"stem": "patch"}, "imagenet and cifar"),
+        ({"block": "wide"}, "basic or bottleneck"),
+        ({"stem": "patch"}, "imagenet or cifar"),
         ({"window": 0}, "window=0"),
         ({"dim": 8.5}, "dim=8.5"),
         ({"heads": (3, 0)}, "heads=(3, 0)"),
         ({"heads": (3, 6, 12)}, "too few for the 4 stages"),
     ],
 )
-def test_refuses_what_no_alternet_can_have(arguments, says):
+def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(UserError) as refused:
         AlterNet(**arguments)
-    assert says in str(refused.value)
+    assert message in str(refused.value)
 
 
 # As timm's own models
@@ -280,8 +279,8 @@ def test_checkpointing_changes_no_gradient():
 def test_a_local_dir_round_trip_is_bit_equal(tmp_path):
     model = timm.create_model("alternet_50_cifar", window=3, **TINY).eval()
     save_for_hf(model, tmp_path, safe_serialization=True)
-    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     images = torch.randn(2, 3, 32, 32)
-    assert again.word == model.word
-    assert torch.equal(again(images), model(images))
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    assert loaded.word == model.word
+    assert torch.equal(loaded(images), model(images))
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))

@@ -1,4 +1,4 @@
-"""Attention of which it is known where it looks."""
+"""Attention of models whose attention weights are known."""
 
 import math
 
@@ -9,71 +9,73 @@ from known_models import Averaging, Mean, Residual, batches, blur, noise, stem, 
 from torch import nn
 from torch.nn import functional as F
 
-from backlight import units
-from backlight.analyses import attention as module
-from backlight.analyses.attention import NUMBERS, attention, distance, entropy, high_frequency, mutual_information
-from backlight.attending import attentions, watching
+from backlight import attention, units
+from backlight.analyses.attention import measure as module
+from backlight.analyses.attention.measure import METRICS, distance, entropy, high_frequency, mutual_information
 from backlight.errors import UserError
-from backlight.models.attention import WindowAttention, windows
+from backlight.models.architectures.window_attention import WindowAttention, windows
 from backlight.numerics.bootstrap import mean_interval
+from backlight.report.sections import attention as section
+from backlight.tracing.attention_maps import attention_calls, reading_attention
 
 
-def places(h, w, stride=1.0):
-    """The centres of a map's places in pixels, as an image is read."""
+def positions(h, w, stride=1.0):
+    """The centres of a map's positions in pixels, row by row."""
     return [((y + 0.5) * stride, (x + 0.5) * stride) for y in range(h) for x in range(w)]
 
 
 def slowly(weights, queries, keys):
-    """The four numbers of one attention matrix with loops."""
+    """The four metrics of one attention matrix with loops."""
     n, m = len(queries), len(keys)
-    far = looks = 0.0
+    mean_distance = mean_entropy = 0.0
     for q in range(n):
         for k in range(m):
-            far += weights[q][k] * math.dist(queries[q], keys[k]) / n
-            looks -= weights[q][k] * math.log(weights[q][k]) / n if weights[q][k] else 0
+            mean_distance += weights[q][k] * math.dist(queries[q], keys[k]) / n
+            mean_entropy -= weights[q][k] * math.log(weights[q][k]) / n if weights[q][k] else 0
     key = [sum(weights[q][k] for q in range(n)) / n for k in range(m)]
     information = sum(weights[q][k] / n * math.log(weights[q][k] / key[k]) for q in range(n) for k in range(m) if weights[q][k])
     of_keys = -sum(p * math.log(p) for p in key if p)
     above = sum((weights[q][k] - key[k]) ** 2 for q in range(n) for k in range(m))
-    whole = sum(weights[q][k] ** 2 for q in range(n) for k in range(m))
-    return [far, looks, information / math.sqrt(math.log(n) * of_keys) if of_keys else 0, math.sqrt(above / whole)]
+    total = sum(weights[q][k] ** 2 for q in range(n) for k in range(m))
+    nmi = information / math.sqrt(math.log(n) * of_keys) if of_keys else 0
+    return [mean_distance, mean_entropy, nmi, math.sqrt(above / total)]
 
 
 def quickly(weights, queries, keys):
     queries, keys = (torch.tensor(t, dtype=torch.float64)[None] for t in (queries, keys))
-    far = distance(weights[None, None, None], queries, keys)[0, 0, 0].mean()
-    return [t.item() for t in (far, entropy(weights).mean(), mutual_information(weights), high_frequency(weights))]
+    mean_distance = distance(weights[None, None, None], queries, keys)[0, 0, 0].mean()
+    return [t.item() for t in (mean_distance, entropy(weights).mean(), mutual_information(weights), high_frequency(weights))]
 
 
 def values(result):
-    return [[row[number] for number in NUMBERS] for row in result.rows()]
+    return [[row[metric] for metric in METRICS] for row in result.rows()]
 
 
 # --- the mathematics
 
 
-def test_attention_that_looks_everywhere_alike():
-    at = places(3, 4)
-    even = torch.full((12, 12), 1 / 12, dtype=torch.float64)
-    far = np.mean([math.dist(a, b) for a in at for b in at])
-    assert quickly(even, at, at) == pytest.approx([far, math.log(12), 0, 0], abs=1e-7)
+def test_uniform_attention():
+    at = positions(3, 4)
+    uniform = torch.full((12, 12), 1 / 12, dtype=torch.float64)
+    expected = np.mean([math.dist(a, b) for a in at for b in at])
+    assert quickly(uniform, at, at) == pytest.approx([expected, math.log(12), 0, 0], abs=1e-7)
 
 
-def test_attention_that_looks_at_itself():
-    at = places(3, 4)
+def test_attention_of_each_token_to_itself():
+    at = positions(3, 4)
     assert quickly(torch.eye(12, dtype=torch.float64), at, at) == pytest.approx([0, 0, 1, math.sqrt(11 / 12)])
 
 
-def test_attention_that_looks_at_one_place_tells_nothing_of_the_query():
-    at = places(2, 2)
+def test_attention_to_one_key_has_no_information_about_the_query():
+    at = positions(2, 2)
     one = torch.zeros(4, 4, dtype=torch.float64)
     one[:, 0] = 1
     assert quickly(one, at, at) == pytest.approx([(0 + 1 + 1 + math.sqrt(2)) / 4, 0, 0, 0])
 
 
 @pytest.mark.parametrize("keys", [(3, 3), (2, 1)])
-def test_the_numbers_are_their_definitions(keys):
-    queries, keys = places(3, 3), places(*keys, stride=2.0)
+def test_the_metrics_are_their_definitions(keys):
+    queries, keys = positions(3, 3), positions(*keys, stride=2.0)
     weights = (2 * noise(9, len(keys))).double().softmax(-1)
     assert quickly(weights, queries, keys) == pytest.approx(slowly(weights.tolist(), queries, keys))
 
@@ -81,14 +83,14 @@ def test_the_numbers_are_their_definitions(keys):
 # --- the models
 
 
-def test_a_model_that_averages_looks_everywhere_alike():
+def test_a_model_that_averages_has_uniform_attention():
     result = attention(tower(Residual(Averaging(torch.eye(3)))), batches(noise(6, 3, 8, 8), 3))
-    at = places(8, 8)
-    far = np.mean([math.dist(a, b) for a in at for b in at])
+    at = positions(8, 8)
+    expected = np.mean([math.dist(a, b) for a in at for b in at])
     (row,) = result.rows()
-    assert [row[number] for number in NUMBERS] == pytest.approx([far, math.log(64), 0, 0], abs=1e-5)
+    assert [row[metric] for metric in METRICS] == pytest.approx([expected, math.log(64), 0, 0], abs=1e-5)
     assert (row["unit"], row["kind"], row["stage"], row["head"]) == (0, "attention", 0, 0)
-    assert result.evidence["evenly"][0] == pytest.approx({"distance": far, "entropy": math.log(64)})
+    assert result.provenance["uniform"][0] == pytest.approx({"distance": expected, "entropy": math.log(64)})
 
 
 class Heads(nn.Module):
@@ -124,8 +126,8 @@ class Heads(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-class Behind(nn.Module):
-    """Patches of 2 x 2 pixels as tokens behind a class token, one attention, a head on the class token."""
+class ClassToken(nn.Module):
+    """Patches of 2 x 2 pixels as tokens after a class token, one attention, a classifier on the class token."""
 
     def __init__(self, how):
         super().__init__()
@@ -145,24 +147,24 @@ class Behind(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["fused", "softmax", "einsum", "torch"])
-def test_a_class_token_is_left_out_and_fused_or_not_the_numbers_are_those_of_the_matrix(how):
-    model, images = Behind(how).double().eval(), noise(6, 3, 6, 8).double()
+def test_a_class_token_is_left_out_and_the_metrics_are_those_of_the_matrix_fused_or_not(how):
+    model, images = ClassToken(how).double().eval(), noise(6, 3, 6, 8).double()
     with torch.no_grad():
         weights = model.attend.weights(model.tokens(images))[..., 1:, 1:]
     weights = weights / weights.sum(-1, keepdim=True)
-    at = places(3, 4, stride=2.0)
+    at = positions(3, 4, stride=2.0)
     known = np.array([[slowly(head.tolist(), at, at) for head in image] for image in weights])
     with unchanged(model):
         result = attention(model, batches(images, 4), resamples=200, seed=3)
     expected = mean_interval(known, resamples=200, seed=3)
     for head, row in enumerate(result.rows()):
-        for k, number in enumerate(NUMBERS):
-            found = [row[f"{number}{end}"] for end in ("", "_low", "_high")]
-            assert found == pytest.approx([ends[head, k] for ends in expected], abs=1e-9)
+        for k, metric in enumerate(METRICS):
+            interval = [row[f"{metric}{end}"] for end in ("", "_low", "_high")]
+            assert interval == pytest.approx([ends[head, k] for ends in expected], abs=1e-9)
 
 
 def test_windows_with_relative_positions_and_padding():
-    """A map of 6 x 6 in windows of 4 x 4: padding is no place, neither as a query nor as a key."""
+    """A map of 6 x 6 in windows of 4 x 4: padding is left out, as a query and as a key."""
     torch.manual_seed(0)
     branch = WindowAttention(4, 4, heads=2, dim_head=3, window=4, bias_per_head=True)
     nn.init.normal_(branch.bias_table)
@@ -170,7 +172,7 @@ def test_windows_with_relative_positions_and_padding():
     with torch.no_grad():
         q, k, _ = branch.qkv(windows(F.pad(model[0](images), (0, 2, 0, 2)), 4, 4)).unflatten(2, (3, 2, 3)).unbind(2)
         logits = torch.einsum("wnhd,wmhd->whnm", q, k) / math.sqrt(3) + branch.bias(4, 4)
-    at = torch.tensor(places(8, 8)).T.reshape(1, 2, 8, 8)
+    at = torch.tensor(positions(8, 8)).T.reshape(1, 2, 8, 8)
     where = windows(at, 4, 4)  # (4, 16, 2)
     known = []
     for head in range(2):
@@ -182,11 +184,11 @@ def test_windows_with_relative_positions_and_padding():
                 at_here = [tuple(where[w, t].tolist()) for t in here]
                 several.append(slowly(weights, at_here, at_here))
         known.append(np.mean(several, axis=0).tolist())
-    found = values(attention(model, [images]))
-    assert np.array(found) == pytest.approx(np.array(known), abs=1e-9)
+    measured = values(attention(model, [images]))
+    assert np.array(measured) == pytest.approx(np.array(known), abs=1e-9)
 
 
-def test_shifted_windows_know_what_was_rolled():
+def test_shifted_windows_have_the_positions_before_the_roll():
     from timm.models.swin_transformer import SwinTransformer
 
     torch.manual_seed(0)
@@ -194,16 +196,16 @@ def test_shifted_windows_know_what_was_rolled():
         img_size=16, patch_size=2, window_size=4, embed_dim=8, depths=(2,), num_heads=(2,), num_classes=3
     ).eval()  # fmt: skip
     images = noise(2, 3, 16, 16)
-    straight, shifted = attentions(model, images)[0]
-    assert straight.queries[0, [0, 1, 4]].tolist() == [[1, 1], [1, 3], [3, 1]]
+    unshifted, shifted = attention_calls(model, images)[0]
+    assert unshifted.queries[0, [0, 1, 4]].tolist() == [[1, 1], [1, 3], [3, 1]]
     assert shifted.queries[0, 0].tolist() == [5, 5]  # rolled by two tokens of two pixels
     rows = shifted.queries[-1, :, 0].unique().tolist()
     assert rows == [1, 3, 13, 15]  # both edges of the image in one window
-    far = [row["distance"] for row in attention(model, [images]).rows()]
-    assert all(0 < d < math.hypot(6, 6) for d in far)  # the mask keeps them apart
+    distances = [row["distance"] for row in attention(model, [images]).rows()]
+    assert all(0 < d < math.hypot(6, 6) for d in distances)  # the mask separates both edges
 
 
-def test_channel_attention_is_not_attention_between_places():
+def test_channel_attention_is_not_attention_between_positions():
     class Channels(nn.Module):
         def __init__(self):
             super().__init__()
@@ -213,7 +215,7 @@ def test_channel_attention_is_not_attention_between_places():
             q, k, v = (f(x).flatten(2) for f in (self.q, self.k, self.v))
             return ((q @ k.transpose(1, 2)).softmax(-1) @ v).view(x.shape)
 
-    with pytest.raises(UserError, match="no attention between places"):
+    with pytest.raises(UserError, match="no attention between positions"):
         attention(tower(Residual(Channels())), [noise(2, 3, 8, 8)])
 
 
@@ -237,46 +239,47 @@ def test_the_matrix_of_a_fused_call_is_the_one_it_uses(options):
         def forward(self, x):
             t = x.flatten(2).transpose(1, 2)[:, None]
             q, k, v = (torch.cat([gain * t for gain in range(1, heads + 1)], 1) for heads in (4, keys, keys))
-            seen.append((v, F.scaled_dot_product_attention(q, k, v, **options)))
-            return x + seen[-1][1].mean(1).transpose(1, 2).view(x.shape)
+            outputs.append((v, F.scaled_dot_product_attention(q, k, v, **options)))
+            return x + outputs[-1][1].mean(1).transpose(1, 2).view(x.shape)
 
     keys = 2 if "enable_gqa" in options else 4
-    seen, logits = [], []
+    outputs, logits = [], []
     model, images = Fused(), noise(2, 3, 2, 3)
-    found, _ = attentions(model, images)
-    seen.clear()
-    with torch.no_grad(), watching(model, found, lambda i, given: logits.append(given)):
+    calls, _ = attention_calls(model, images)
+    outputs.clear()
+    with torch.no_grad(), reading_attention(model, calls, lambda i, values: logits.append(values)):
         model(images)
-    ((v, mixed),) = seen
+    ((v, mixed),) = outputs
     v = v.repeat_interleave(4 // v.shape[1], 1)
     assert torch.allclose(logits[0][:, 0].softmax(-1) @ v, mixed, atol=1e-6)
 
 
-def test_watching_changes_nothing():
-    model, images = Behind("fused").eval(), noise(2, 3, 6, 8)
-    found, unknown = attentions(model, images)
+def test_reading_changes_nothing():
+    model, images = ClassToken("fused").eval(), noise(2, 3, 6, 8)
+    calls, unknown = attention_calls(model, images)
     assert unknown == []
     with torch.no_grad():
         before = model(images)
-        with watching(model, found, lambda i, logits: None):
+        with reading_attention(model, calls, lambda i, logits: None):
             assert torch.equal(model(images), before)
 
 
-def test_few_images_at_a_time_or_all():
-    model, data = Behind("fused").eval(), [noise(5, 3, 6, 8)]
-    whole = attention(model, data).rows()
-    limit, module.LIMIT = module.LIMIT, 2 * 2 * 13 * 13
-    try:
-        assert np.array(values(attention(model, data))) == pytest.approx(np.array([[row[n] for n in NUMBERS] for row in whole]))
-    finally:
-        module.LIMIT = limit
+def test_few_images_at_a_time_or_all(monkeypatch):
+    model, data = ClassToken("fused").eval(), [noise(5, 3, 6, 8)]
+    expected = np.array(values(attention(model, data)))
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 2 * 2 * 13 * 13)
+    assert np.array(values(attention(model, data))) == pytest.approx(expected)
 
 
-# --- claims, refusals
+# --- the page, claims, refusals
 
 
-class Sharpening(nn.Module):
-    """Attention to alike places, the sharper the greater the gain; 0 looks everywhere."""
+def test_the_page_names_the_metrics_in_their_order():
+    assert tuple(section.NAMES) == METRICS
+
+
+class SimilarTokens(nn.Module):
+    """Attention to similar tokens, more concentrated with a larger gain; uniform if the gain is 0."""
 
     def __init__(self, gain):
         super().__init__()
@@ -289,7 +292,7 @@ class Sharpening(nn.Module):
 
 @pytest.mark.parametrize(("gains", "verdicts"), [((50, 0), ["holds", "holds"]), ((0, 50), ["does not hold"] * 2)])
 def test_the_claims_compare_the_ends_of_a_stage(gains, verdicts):
-    model = tower(*(Residual(Sharpening(gain)) for gain in gains))
+    model = tower(*(Residual(SimilarTokens(gain)) for gain in gains))
     result = attention(model, batches(noise(16, 3, 6, 6), 8))
     assert [claim.verdict for claim in result.claims] == verdicts
     first, last = result.rows()
@@ -299,15 +302,15 @@ def test_the_claims_compare_the_ends_of_a_stage(gains, verdicts):
 
 
 @pytest.mark.parametrize(
-    ("model", "data", "says"),
+    ("model", "data", "message"),
     [
-        (tower(blur()), [noise(2, 3, 8, 8)], "no attention between places of the image"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), Mean()), [noise(2, 3, 8, 8)], "no attention between places of the image"),
-        (Behind("fused"), [], "no images"),
-        (Behind("fused"), [noise(2, 3, 8, 8), noise(2, 3, 6, 6)], "images of 8 x 8 and 6 x 6"),
+        (tower(blur()), [noise(2, 3, 8, 8)], "no attention between positions of the image"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), Mean()), [noise(2, 3, 8, 8)], "no attention between positions of the image"),
+        (ClassToken("fused"), [], "no images"),
+        (ClassToken("fused"), [noise(2, 3, 8, 8), noise(2, 3, 6, 6)], "images of 8 x 8 and 6 x 6"),
     ],
 )
-def test_refuses_in_one_sentence(model, data, says):
-    with unchanged(model.train()), pytest.raises(UserError, match=says) as refusal:
+def test_refuses_in_one_sentence(model, data, message):
+    with unchanged(model.train()), pytest.raises(UserError, match=message) as refusal:
         attention(model, data)
     assert "\n" not in str(refusal.value)

@@ -1,4 +1,4 @@
-"""Crops, flips, erasing and mixing: a row decides about its image alone, and what comes out is torchvision's and timm's."""
+"""Crops, flips, erasing and mixing: a row decides about its own image only, and results equal torchvision's and timm's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from scipy.stats import ks_2samp, kstest
 from torch import Tensor
 
-from backlight import augmentation
-from backlight.augmentation import (
+from backlight.data import augmentation
+from backlight.data.augmentation import (
     CROP_DRAWS,
     ERASE_DRAWS,
     FLIP_DRAWS,
@@ -52,15 +52,15 @@ def test_an_image_is_the_same_however_the_batch_is_split(name: str, channels: in
     columns, change = ROWWISE[name]
     images, u = pixels(23, channels, 12, 17), uniform(23, columns)
     images = images.float() if name == "erase" else images
-    before, whole = images.clone(), change(images, u)
+    before, expected = images.clone(), change(images, u)
     for size in (1, 7, 12):
         parts = [change(*part) for part in zip(images.split(size), u.split(size), strict=True)]
-        assert torch.equal(torch.cat(parts), whole)
+        assert torch.equal(torch.cat(parts), expected)
     backwards = change(images.flip(0), u.flip(0)).flip(0)
-    assert torch.equal(backwards, whole)
+    assert torch.equal(backwards, expected)
     assert torch.equal(images, before)
-    assert whole.dtype == (torch.float32 if name == "erase" else torch.uint8)
-    assert not torch.equal(whole, change(images, uniform(23, columns, seed=1)))
+    assert expected.dtype == (torch.float32 if name == "erase" else torch.uint8)
+    assert not torch.equal(expected, change(images, uniform(23, columns, seed=1)))
 
 
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
@@ -82,7 +82,7 @@ def test_half_the_images_are_mirrored() -> None:
 
 @pytest.mark.parametrize("size", [(40, 40), (30, 64), (90, 32)])
 def test_a_resized_crop_takes_torchvisions_rectangles(size: tuple[int, int]) -> None:
-    """Two samples of 4,000, theirs and ours, number by number; in the long sizes many attempts do not fit."""
+    """Two samples of 4,000, theirs and ours, compared number by number; for long images many attempts do not fit."""
     from torchvision.transforms import RandomResizedCrop
 
     settings: Any = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
@@ -98,7 +98,7 @@ def test_a_resized_crop_takes_torchvisions_rectangles(size: tuple[int, int]) -> 
 
 
 @pytest.mark.parametrize("size", [(40, 40), (10, 64), (90, 32), (33, 25)])
-def test_where_nothing_fits_the_crop_is_torchvisions_middle(size: tuple[int, int]) -> None:
+def test_if_no_attempt_fits_the_crop_is_torchvisions_central_one(size: tuple[int, int]) -> None:
     from torchvision.transforms import RandomResizedCrop
 
     settings: Any = {"scale": (5.0, 6.0), "ratio": (3 / 4, 4 / 3)}
@@ -107,8 +107,8 @@ def test_where_nothing_fits_the_crop_is_torchvisions_middle(size: tuple[int, int
     assert crop_box(row, *size, **settings) == (top, top + height, left, left + width)
 
 
-def test_a_resized_crop_is_smoothed_before_it_is_made_smaller() -> None:
-    """Against Pillow's resize of the same rectangle; it works in whole numbers, so a pixel may differ by one."""
+def test_a_resized_crop_is_antialiased() -> None:
+    """Against Pillow's resize of the same rectangle; Pillow computes in integers, so a pixel may differ by one."""
     from PIL import Image
 
     images, u = pixels(12, 3, 40, 50), uniform(12, RESIZED_CROP_DRAWS)
@@ -121,19 +121,19 @@ def test_a_resized_crop_is_smoothed_before_it_is_made_smaller() -> None:
 
 
 class Row:
-    """Stands in for the module ``random`` in timm's erasing: its answers are the numbers of one row."""
+    """Replaces the module ``random`` in timm's erasing: it returns the numbers of one row."""
 
     def __init__(self, row: list[float]) -> None:
-        self.chosen, self.attempts, self.places = row[0], iter(row[1:-3]), iter(row[-3:-1])
+        self.whether, self.attempts, self.corner = row[0], iter(row[1:-3]), iter(row[-3:-1])
 
     def random(self) -> float:
-        return self.chosen
+        return self.whether
 
     def uniform(self, low: float, high: float) -> float:
         return low + next(self.attempts) * (high - low)
 
     def randint(self, low: int, high: int) -> int:
-        return low + int(next(self.places) * (high - low + 1))
+        return low + int(next(self.corner) * (high - low + 1))
 
 
 @pytest.mark.parametrize("size", [(16, 16), (8, 30), (40, 3)])
@@ -149,7 +149,7 @@ def test_the_erased_rectangle_is_timms_for_the_same_numbers(size: tuple[int, int
     assert 0.3 < ours.flatten(1).any(1).double().mean() < 0.65
 
 
-def test_what_is_erased_is_normal_noise_of_its_own() -> None:
+def test_erased_pixels_are_normal_noise_that_differs_between_images() -> None:
     u = uniform(300, ERASE_DRAWS)
     erased = erase(torch.full((300, 1, 12, 12), 9.0, dtype=torch.float64), u, 1.0)
     noise = erased[erased != 9]
@@ -159,7 +159,7 @@ def test_what_is_erased_is_normal_noise_of_its_own() -> None:
 
 
 class Drawn:
-    """Stands in for NumPy in timm's mixup: the numbers come from a generator of our kind."""
+    """Replaces NumPy in timm's mixup: the numbers come from a generator like ours."""
 
     def __init__(self, generator: np.random.Generator) -> None:
         self.sqrt, self.clip = np.sqrt, np.clip
@@ -190,7 +190,7 @@ def test_mixing_is_timms_for_the_same_numbers(
     assert ({"mixup"} if mixup else set()) | ({"cutmix"} if cutmix else set()) <= kinds
 
 
-def test_nothing_is_mixed_unless_told() -> None:
+def test_without_mixup_and_cutmix_nothing_is_mixed() -> None:
     assert draw_mixing(np.random.default_rng(0), 8, 8, 0.0, 0.0) == (1.0, None)
     images = torch.randn(3, 1, 4, 4)
     assert torch.equal(mixed(images, images.flip(0), 1.0, None), images)
@@ -206,7 +206,7 @@ def test_an_odd_batch_is_mixed_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
         (lambda: crop(pixels(4, 1, 6, 6), uniform(4, 3), 2), r"shape \(4, 2\).*\(4, 3\)"),
         (lambda: flip(pixels(4, 1, 6, 6), uniform(4, 1).float()), "float64 on the CPU.*float32"),
@@ -216,8 +216,8 @@ def test_an_odd_batch_is_mixed_too() -> None:
         (lambda: mixed(pixels(2, 1, 3, 3), pixels(2, 1, 3, 3), 0.5, None), "after they are normalised.*uint8"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_a_sentence(call: Any, says: str) -> None:
-    with pytest.raises(UserError, match=says) as refused:
+def test_arguments_that_do_not_fit_are_refused_in_one_sentence(call: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
         call()
     assert "\n" not in str(refused.value)
 

@@ -1,4 +1,4 @@
-"""Intervals against SciPy, against the normal formula, and against what an interval promises: to cover the truth."""
+"""Bootstrap intervals against SciPy, the normal formula, and their coverage of the true value."""
 
 import numpy as np
 import pytest
@@ -22,38 +22,38 @@ def mean_of(values):
 
 @pytest.mark.parametrize(("ours", "theirs"), [("mean", "percentile"), ("statistic", "basic")])
 def test_the_interval_of_a_mean_is_scipys(ours, theirs):
-    values = np.random.default_rng(1).exponential(size=80)  # skewed, so that the two kinds differ
+    values = np.random.default_rng(1).exponential(size=80)  # skewed, so that the two kinds of interval differ
     if ours == "mean":
-        found = mean_interval(values, resamples=20_000)
+        interval = mean_interval(values, resamples=20_000)
     else:
-        found = statistic_interval(mean_of(values), 80, resamples=20_000)
-    known = stats.bootstrap((values,), np.mean, method=theirs, n_resamples=20_000, rng=2).confidence_interval
-    assert found.value == pytest.approx(values.mean(), abs=1e-12)
-    width = known.high - known.low
-    assert found.low == pytest.approx(known.low, abs=0.03 * width)
-    assert found.high == pytest.approx(known.high, abs=0.03 * width)
+        interval = statistic_interval(mean_of(values), 80, resamples=20_000)
+    scipys = stats.bootstrap((values,), np.mean, method=theirs, n_resamples=20_000, rng=2).confidence_interval
+    assert interval.value == pytest.approx(values.mean(), abs=1e-12)
+    width = scipys.high - scipys.low
+    assert interval.low == pytest.approx(scipys.low, abs=0.03 * width)
+    assert interval.high == pytest.approx(scipys.high, abs=0.03 * width)
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])
 def test_the_interval_of_many_normal_numbers_is_the_normal_one(level):
     values = sample(2000)
-    found = mean_interval(values, resamples=5000, level=level)
+    interval = mean_interval(values, resamples=5000, level=level)
     half = stats.norm.ppf((1 + level) / 2) * values.std(ddof=1) / np.sqrt(2000)
-    assert found.high - found.low == pytest.approx(2 * half, rel=0.05)
+    assert interval.high - interval.low == pytest.approx(2 * half, rel=0.05)
 
 
-def test_it_covers_the_truth_95_times_of_100():
+def test_it_covers_the_true_value_in_95_of_100_cases():
     covered = 0
     for seed in range(500):
-        found = mean_interval(3 + sample(50, seed=seed), resamples=400, seed=seed)
-        covered += bool(found.low < 3 < found.high)
+        interval = mean_interval(3 + sample(50, seed=seed), resamples=400, seed=seed)
+        covered += bool(interval.low < 3 < interval.high)
     assert 0.92 * 500 <= covered <= 0.98 * 500
 
 
 # --- laws
 
 
-def test_the_interval_of_a_statistic_is_that_of_the_mean_reflected_about_it():
+def test_the_interval_of_a_statistic_is_that_of_the_mean_reflected_about_the_estimate():
     values = np.random.default_rng(3).exponential(size=40)
     percentile = mean_interval(values, resamples=300, seed=5)
     basic = statistic_interval(mean_of(values), 40, resamples=300, seed=5)
@@ -62,7 +62,7 @@ def test_the_interval_of_a_statistic_is_that_of_the_mean_reflected_about_it():
     assert basic.high == pytest.approx(2 * percentile.value - percentile.low)
 
 
-def test_a_seed_is_a_draw():
+def test_an_interval_depends_on_the_seed():
     values = sample(30)
     assert mean_interval(values, seed=4) == mean_interval(values, seed=4)
     assert mean_interval(values, seed=4).low != mean_interval(values, seed=5).low
@@ -85,13 +85,13 @@ def test_the_same_seed_pairs_two_measurements():
 @settings(deadline=None)
 def test_each_column_has_its_own_interval(shape, n, seed):
     values = sample(n, *shape, seed=seed)
-    found = mean_interval(values, resamples=50)
-    assert found.value.shape == found.low.shape == found.high.shape == tuple(shape)
-    np.testing.assert_allclose(found.value, values.mean(0))
-    assert (found.low <= found.high).all()
-    for place in np.ndindex(*shape):
-        column = mean_interval(values[(slice(None), *place)], resamples=50)
-        np.testing.assert_allclose(np.array(found)[(slice(None), *place)], column)
+    interval = mean_interval(values, resamples=50)
+    assert interval.value.shape == interval.low.shape == interval.high.shape == tuple(shape)
+    np.testing.assert_allclose(interval.value, values.mean(0))
+    assert (interval.low <= interval.high).all()
+    for index in np.ndindex(*shape):
+        column = mean_interval(values[(slice(None), *index)], resamples=50)
+        np.testing.assert_allclose(np.array(interval)[(slice(None), *index)], column)
 
 
 @pytest.mark.parametrize("resamples", [1, CHUNK - 1, CHUNK, CHUNK + 1, 100])
@@ -101,51 +101,51 @@ def test_a_resample_draws_as_many_images_as_there_are(resamples):
     assert (drawn.sum(1) == 7).all()
 
 
-def test_images_are_drawn_alike_and_independently():
+def test_images_are_drawn_uniformly_and_independently():
     drawn = np.concatenate(list(counts(20, 4000, seed=0)))
     np.testing.assert_allclose(drawn.mean(0), 1, atol=0.08)
-    np.testing.assert_allclose(drawn.var(), 1 - 1 / 20, atol=0.03)  # binomial: n draws of chance 1 / n
+    np.testing.assert_allclose(drawn.var(), 1 - 1 / 20, atol=0.03)  # binomial: n draws with probability 1 / n
 
 
 # --- edges
 
 
-def test_one_image_has_no_spread():
-    for found in (mean_interval(np.ones((1, 3))), statistic_interval(lambda w: w.sum() * np.ones(3), 1)):
-        assert (found.value == 1).all()
-        assert np.isnan(found.low).all()
-        assert np.isnan(found.high).all()
+def test_one_image_has_no_interval():
+    for interval in (mean_interval(np.ones((1, 3))), statistic_interval(lambda w: w.sum() * np.ones(3), 1)):
+        assert (interval.value == 1).all()
+        assert np.isnan(interval.low).all()
+        assert np.isnan(interval.high).all()
 
 
 @pytest.mark.parametrize("far", [0.1, 1e8, -1e15])
-def test_a_constant_is_itself_however_far_from_zero(far):
-    found = mean_interval(np.full(37, far))
-    assert [found.low, found.value, found.high] == pytest.approx([far, far, far], rel=1e-15)
+def test_a_constant_far_from_zero_has_an_interval_of_width_zero(far):
+    interval = mean_interval(np.full(37, far))
+    assert [interval.low, interval.value, interval.high] == pytest.approx([far, far, far], rel=1e-15)
 
 
-def test_a_small_spread_far_from_zero_is_kept():
+def test_a_small_spread_far_from_zero_keeps_its_digits():
     values = 1e6 + 1e-6 * sample(50)
     near, far = mean_interval(values - 1e6), mean_interval(values)
     assert far.high - far.low == pytest.approx(near.high - near.low, rel=1e-3)
 
 
-def test_resamples_that_know_nothing_are_left_out():
-    """Of images of two classes a resample may draw one class only: its number is NaN and the others decide."""
+def test_resamples_that_are_nan_are_omitted():
+    """A resample of images of two classes can draw one class only: its statistic is NaN, and the others are used."""
     values, kind = np.array([1.0, 2.0, 5.0]), np.array([0.0, 1.0, 1.0])
 
     def mean_of_the_second_class(weights):
-        chosen = weights * kind
-        return np.array([weights @ values / 3, chosen @ values / chosen.sum() if chosen.any() else np.nan, np.nan])
+        second = weights * kind
+        return np.array([weights @ values / 3, second @ values / second.sum() if second.any() else np.nan, np.nan])
 
-    found = statistic_interval(mean_of_the_second_class, 3, resamples=500)
-    assert found.value[1] == 3.5
-    assert found.low[1] == pytest.approx(2)
-    assert found.high[1] == pytest.approx(5)
-    assert np.isnan([found.value[2], found.low[2], found.high[2]]).all()
+    interval = statistic_interval(mean_of_the_second_class, 3, resamples=500)
+    assert interval.value[1] == 3.5
+    assert interval.low[1] == pytest.approx(2)
+    assert interval.high[1] == pytest.approx(5)
+    assert np.isnan([interval.value[2], interval.low[2], interval.high[2]]).all()
 
 
 def test_an_interval_stays_within_the_range_and_around_the_estimate():
-    """A share of 9 in 10: the reflection would reach above 1.  A distance that is 0: any resample can only be larger."""
+    """A share of 9 in 10: the reflection exceeds 1.  A distance of 0: every resample is at least as large."""
     right = np.repeat([1.0, 0.0], [9, 1])
     reflected = statistic_interval(mean_of(right), 10)
     assert reflected.high > 1
@@ -154,7 +154,7 @@ def test_an_interval_stays_within_the_range_and_around_the_estimate():
     assert share.low == reflected.low
     distance = statistic_interval(lambda w: abs(w @ np.array([1.0, -1.0] * 20)) / 40, 40, within=(0, 1))
     assert distance.low == distance.value == 0
-    inflated = statistic_interval(lambda w: (w**2).sum() / 40, 40)  # 1 for the images at hand, about 2 resampled
+    inflated = statistic_interval(lambda w: (w**2).sum() / 40, 40)  # 1 for the images, about 2 for a resample
     assert inflated.low < inflated.value == inflated.high == 1
-    deflated = statistic_interval(lambda w: np.count_nonzero(w) / 40, 40)  # 1, about 0.63 resampled
+    deflated = statistic_interval(lambda w: np.count_nonzero(w) / 40, 40)  # 1, about 0.63 for a resample
     assert deflated.high > deflated.value == deflated.low == 1

@@ -1,4 +1,4 @@
-"""The build-up rule: the paper's own search comes out of it, noise does not, and a stopped search ends as one that was not."""
+"""The build-up rule gives the paper's own search and rejects noise; a stopped search ends as one that was not stopped."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ import torch
 from PIL import Image
 from scipy.stats import ttest_rel
 
-from backlight import buildup as module
-from backlight import runs
-from backlight.anatomy import spell, units
-from backlight.buildup import Bench, Buildup, BuildupRun, buildup_to_folder, over_both
-from backlight.buildup_rule import Search, Trial, candidates, places
+from backlight.buildup import search as search_module
+from backlight.buildup.result import Buildup, over_both
+from backlight.buildup.rule import Search, Trial, candidates, replaceable_units
+from backlight.buildup.search import Bench, BuildupRun, buildup_to_folder
 from backlight.errors import UserError
 from backlight.models.cost import parameters
-from backlight.models.saved import describe
-from backlight.models.surgery import gates
-from backlight.models.zoo import load_model, save_model
+from backlight.models.sources.load import load_model
+from backlight.models.sources.saved import describe, save_model
+from backlight.models.surgery.hybridize import gates
+from backlight.progress import Progress
 from backlight.recipes import recipe
-from backlight.runs import Progress
+from backlight.tracing.find import units
+from backlight.tracing.tap import spell
+from backlight.training import run_folder
+from backlight.training.run import Run
+from backlight.training.settings import Execution
 
 #: Figure 12a: attentions in each stage of the (3, 4, 6, 4) baseline, accuracy, and whether it stayed; in the authors' order.
 PUBLISHED = [
@@ -46,19 +50,19 @@ PUBLISHED = [
     ((1, 1, 1, 2), 83.80, "reject"),
 ]
 MODEL = "word:cc cc?block=basic&dim=4"
-SETTINGS: dict[str, Any] = {"device": "cpu"}
+EXECUTION: dict[str, Any] = {"device": "cpu"}
 
 
-def found(word: str) -> list[Any]:
-    """Units as `places` looks at them."""
+def units_of(word: str) -> list[Any]:
+    """Units with what `replaceable_units` reads of them."""
     kinds = {"c": "conv", "a": "attention", "m": "mlp"}
     letters = [(stage, letter) for stage, group in enumerate(word.split()) for letter in group]
     return [SimpleNamespace(index=i, stage=stage, kind=kinds[letter]) for i, (stage, letter) in enumerate(letters)]
 
 
 def searched(search: Search, score: Callable[[tuple[int, ...]], list[float]]) -> Search:
-    while search.wanted is not None:
-        search.tell(score(search.wanted))
+    while search.candidate is not None:
+        search.tell(score(search.candidate))
     return search
 
 
@@ -67,16 +71,16 @@ def searched(search: Search, score: Callable[[tuple[int, ...]], list[float]]) ->
 
 @pytest.mark.parametrize(("patience", "left_out"), [(1, None), (0, (0, 0, 3, 2))])
 def test_the_published_accuracies_give_the_published_search(patience: int, left_out: tuple[int, ...] | None) -> None:
-    """With a patience of 1 all of figure 12a; as the README has the rule, all but what follows a rejection within its stage."""
-    baseline = found("ccc cccc cccccc cccc")
+    """With a patience of 1 all of figure 12a; with the README's rule all except what follows a rejection in its stage."""
+    baseline = units_of("ccc cccc cccccc cccc")
 
     def layout(replaced: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sum(u.index in replaced for u in baseline if u.stage == stage) for stage in range(4))
 
     accuracy = {layout: accuracy for layout, accuracy, _ in PUBLISHED}
-    search = searched(Search(places(baseline), patience=patience), lambda replaced: [accuracy[layout(replaced)]])
-    seen = [(layout(t.units), t.accuracies[0], t.verdict) for t in search.trials]
-    assert seen == [row for row in PUBLISHED if row[0] != left_out]
+    search = searched(Search(replaceable_units(baseline), patience=patience), lambda replaced: [accuracy[layout(replaced)]])
+    trials = [(layout(t.units), t.accuracies[0], t.verdict) for t in search.trials]
+    assert trials == [row for row in PUBLISHED if row[0] != left_out]
     assert layout(search.best.units) == (0, 1, 1, 2)
     letters = ["a" if u.index in search.best.units else "c" for u in baseline]
     assert "".join(letters) == "ccc" + "ccca" + "ccccca" + "caca"  # the paper's figure 11
@@ -94,7 +98,7 @@ def test_the_published_accuracies_give_the_published_search(patience: int, left_
     ],
 )
 def test_attention_follows_a_convolution_of_its_stage(word: str, expected: list[list[int]]) -> None:
-    assert places(found(word)) == expected
+    assert replaceable_units(units_of(word)) == expected
 
 
 @pytest.mark.parametrize("patience", [0, 1, 2])
@@ -123,16 +127,16 @@ def test_at_most_that_many_are_left() -> None:
     rng = np.random.default_rng(0)
     for _ in range(30):
         search = Search([[2], [6, 4], [12, 10, 8], [16, 14]])
-        foreseen = []
-        while search.wanted is not None:
-            foreseen.append(search.left)
+        announced = []
+        while search.candidate is not None:
+            announced.append(search.left)
             search.tell([rng.random()])
-        assert all(count >= len(foreseen) - i for i, count in enumerate(foreseen))
-        assert foreseen[0] == 9
+        assert all(count >= len(announced) - i for i, count in enumerate(announced))
+        assert announced[0] == 9
         assert search.left == 0
     always = Search([[2], [6, 4]])
     counts = []
-    while always.wanted is not None:
+    while always.candidate is not None:
         counts.append(always.left)
         always.tell([len(counts)])
     assert counts == [4, 3, 2, 1], "exact where everything is kept"
@@ -212,14 +216,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take longer than the searches here; one test draws."""
+    """Drawing takes longer than the searches here; one test draws."""
     monkeypatch.setattr(Buildup, "figure", lambda _: SimpleNamespace(savefig=lambda _: None))
 
 
 @pytest.fixture(scope="module")
-def asked(data: str) -> BuildupRun:
+def run(data: str) -> BuildupRun:
     fast = recipe("fashion", epochs=1, batch_size=8, drop_path=0.1)
-    return BuildupRun(MODEL, data, fast, held_out=0.25, seeds=(0, 1), dim_head=4)
+    return BuildupRun(MODEL, fast, data=data, held_out=0.25, seeds=(0, 1), dim_head=4)
 
 
 @cache
@@ -230,13 +234,13 @@ def untrained(folder: str, _: str, seed: int) -> tuple[torch.nn.Module, str]:
 
 
 class Trainer:
-    """Stands where `train_to_folder` does: a random model, and the accuracy that its word is known for."""
+    """Replaces `train_to_folder`: saves a random model, with the accuracy that its word has in ``known``."""
 
     def __init__(self, known: dict[str, float], seconds: float = 6.0) -> None:
         self.known, self.seconds = known, seconds
         self.trained: list[str] = []
 
-    def __call__(self, run: runs.Run, folder: Path, **_: Any) -> Iterator[str | Progress]:
+    def __call__(self, run: Run, folder: Path, **_: Any) -> Iterator[str | Progress]:
         yield Progress(1, 2, "halfway")
         model, word = untrained(run.model, Path(run.model, "model.json").read_text(), run.seed)
         matched = " matched" if run.model.endswith("-matched") else ""
@@ -251,35 +255,35 @@ KNOWN = {"cc cc": 0.5, "cc ca": 0.7, "ca ca": 0.6, "ca cc": 0.8, "cc ca matched"
 
 
 def trained_by(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> Trainer:
-    monkeypatch.setattr(module, "train_to_folder", trainer)
+    monkeypatch.setattr(search_module, "train_to_folder", trainer)
     return trainer
 
 
 @pytest.fixture
 def untested(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For searches of which the end does not matter."""
-    monkeypatch.setattr(module, "tested", lambda *_: np.zeros(4))
+    """For searches whose result on the test images does not matter."""
+    monkeypatch.setattr(search_module, "scores_on_test", lambda *_: np.zeros(4))
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
     return pq.read_table(out / "buildup" / "rows.parquet").to_pylist()
 
 
-def evidence(out: Path) -> dict[str, Any]:
-    return json.loads((out / "buildup" / "result.json").read_text())["evidence"]
+def provenance(out: Path) -> dict[str, Any]:
+    return json.loads((out / "buildup" / "result.json").read_text())["provenance"]
 
 
 @pytest.fixture(scope="module")
-def finished(asked: BuildupRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trainer, list[str]]:
-    """A whole search, what was trained for it, and what was said."""
+def finished(run: BuildupRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trainer, list[str]]:
+    """A complete search, its trainings, and its lines."""
     out, trainer = tmp_path_factory.mktemp("finished") / "out", Trainer(KNOWN)
     with pytest.MonkeyPatch.context() as monkeypatch:
         trained_by(monkeypatch, trainer)
-        return out, trainer, [line for line in buildup_to_folder(asked, out, **SETTINGS) if isinstance(line, str)]
+        return out, trainer, [line for line in buildup_to_folder(run, out, **EXECUTION) if isinstance(line, str)]
 
 
 def test_a_search_in_a_folder(finished: tuple[Path, Trainer, list[str]]) -> None:
-    out, trainer, said = finished
+    out, trainer, lines = finished
     table = rows(out)
     assert [(row["word"], row["layout"], row["verdict"], row["against"]) for row in table] == [
         ("cc cc", "0, 0", "baseline", ""),
@@ -289,41 +293,41 @@ def test_a_search_in_a_folder(finished: tuple[Path, Trainer, list[str]]) -> None
     ]
     assert trainer.trained == [f"{word} {seed}" for word in ("cc cc", "cc ca", "ca ca", "cc ca matched") for seed in (0, 1)]
     assert table[1]["difference"] == pytest.approx(0.201)
-    assert table[3]["difference"] == pytest.approx(0.151), "a control is held against the baseline, whose size it has"
+    assert table[3]["difference"] == pytest.approx(0.151), "a control is compared with the baseline, whose size it has"
     sizes = [row["parameters"] for row in table]
     assert abs(sizes[3] - sizes[0]) < abs(sizes[1] - sizes[0])
-    facts = evidence(out)
+    facts = provenance(out)
     assert facts["winner"] == [3]
     assert facts["trainings"] == 8
     assert facts["seconds"] == 48
     best = load_model(str(out / "model"))
     assert spell(units(best, torch.zeros(2, 1, 8, 8))) == "cc ca"
     assert parameters(best) == sizes[1]
-    assert not gates(best), "plain replacement: nothing of the convolution is left"
-    assert any("a training takes 6 s, left are at most 9 or 54 s" in line for line in said), said
+    assert not gates(best), "the convolutions are removed"
+    assert any("a training takes 6 s; at most 9 left, in all 54 s" in line for line in lines), lines
     assert len(json.loads((out / "buildup" / "result.json").read_text())["claims"]) == 3
 
 
-def test_what_is_tested_is_right(asked: BuildupRun, finished: tuple[Path, Trainer, list[str]]) -> None:
+def test_the_test_scores_are_accuracies(run: BuildupRun, finished: tuple[Path, Trainer, list[str]]) -> None:
     """The accuracies on the test images, by a slow loop over the files."""
     out = finished[0]
-    found = evidence(out)
+    facts = provenance(out)
     for role, name in {"baseline": "baseline", "winner": "units-3", "matched": "units-3-matched"}.items():
-        right = []
-        for seed in asked.seeds:
+        correct = []
+        for seed in run.seeds:
             model = load_model(str(out / "trainings" / name / f"seed-{seed}"))
             mean, std = (model.pretrained_cfg[key][0] for key in ("mean", "std"))
-            for file in sorted((Path(asked.data) / "test").rglob("*.png")):
+            for file in sorted((Path(run.data) / "test").rglob("*.png")):
                 pixels = torch.from_numpy(np.array(Image.open(file))).float()[None, None] / 255
                 answer = model((pixels - mean) / std).argmax().item()
-                right.append(answer == ["above", "below"].index(file.parent.name))
-        assert found["test"][role]["both"][0] == pytest.approx(np.mean(right))
-    gain = found["test_gain"]["winner"]["both"][0]
-    assert gain == pytest.approx(found["test"]["winner"]["seeds"][0] - found["test"]["baseline"]["seeds"][0])
+                correct.append(answer == ["above", "below"].index(file.parent.name))
+        assert facts["test"][role]["both"][0] == pytest.approx(np.mean(correct))
+    gain = facts["test_gain"]["winner"]["both"][0]
+    assert gain == pytest.approx(facts["test"]["winner"]["seeds"][0] - facts["test"]["baseline"]["seeds"][0])
 
 
-def test_the_trainings_share_all_weights_but_the_new_ones(asked: BuildupRun, tmp_path: Path) -> None:
-    bench = Bench(asked, tmp_path, None, {"data_root": None, "device": "cpu"})
+def test_the_trainings_share_all_weights_but_the_new_ones(run: BuildupRun, tmp_path: Path) -> None:
+    bench = Bench(run, tmp_path, Execution(**EXECUTION))
     baseline, design = (bench.design(layout) for layout in ((), (3,)))
     one, two, other = (
         load_model(str(d.folder), pretrained=False, seed=s) for d, s in ((baseline, 5), (design, 5), (design, 6))
@@ -338,60 +342,61 @@ def test_the_trainings_share_all_weights_but_the_new_ones(asked: BuildupRun, tmp
     assert "drop_path_rate=0.1" in describe(baseline.folder)["model"], "the recipe's drop path is in the design"
 
 
-def test_stopped_anywhere_it_ends_the_same(asked: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real trainings, a checkpoint a step, and a stop every few moments."""
-    monkeypatch.setattr(runs, "calibration", partial(runs.calibration, resamples=10))
-    settings = SETTINGS | {"checkpoint_seconds": 0.0}
-    list(buildup_to_folder(asked, tmp_path / "whole", **settings))
+def test_stopped_anywhere_it_ends_the_same(run: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real trainings with a checkpoint after every step, stopped after a few events."""
+    monkeypatch.setattr(run_folder, "calibration", partial(run_folder.calibration, resamples=10))
+    execution = EXECUTION | {"checkpoint_seconds": 0.0}
+    list(buildup_to_folder(run, tmp_path / "unstopped", **execution))
     stops = 0
-    for moments in (3, 6, 1000):
-        search = buildup_to_folder(asked, tmp_path / "parts", resume=True, **settings)
+    for limit in (3, 6, 1000):
+        search = buildup_to_folder(run, tmp_path / "stopped", resume=True, **execution)
         for count, _ in enumerate(search, 1):
-            if count == moments:
+            if count == limit:
                 stops += 1
                 break
         search.close()
     assert stops == 2
-    assert [str(row) for row in rows(tmp_path / "parts")] == [str(row) for row in rows(tmp_path / "whole")]
+    assert [str(row) for row in rows(tmp_path / "stopped")] == [str(row) for row in rows(tmp_path / "unstopped")]
     for name in ("baseline", "units-1", "units-3"):
-        one, two = (load_model(str(tmp_path / way / "trainings" / name / "seed-1")).state_dict() for way in ("parts", "whole"))
+        folders = [tmp_path / out / "trainings" / name / "seed-1" for out in ("stopped", "unstopped")]
+        one, two = (load_model(str(folder)).state_dict() for folder in folders)
         assert all(torch.equal(one[key], two[key]) for key in one)
-    first = evidence(tmp_path / "whole")
+    first = provenance(tmp_path / "unstopped")
     assert {key: first[key] for key in ("test", "winner")} == {
-        key: evidence(tmp_path / "parts")[key] for key in ("test", "winner")
+        key: provenance(tmp_path / "stopped")[key] for key in ("test", "winner")
     }
 
 
 @pytest.mark.usefixtures("untested")
-def test_what_is_done_is_not_done_again(asked: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_trainings_are_not_repeated(run: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trained_by(monkeypatch, Trainer(KNOWN))
-    search = buildup_to_folder(asked, tmp_path / "out", **SETTINGS)
+    search = buildup_to_folder(run, tmp_path / "out", **EXECUTION)
     while len(trainer.trained) < 3:
         next(search)
     search.close()
     (tmp_path / "out").rename(tmp_path / "moved")
-    list(buildup_to_folder(asked, tmp_path / "moved", resume=True, **SETTINGS))
+    list(buildup_to_folder(run, tmp_path / "moved", resume=True, **EXECUTION))
     assert len(trainer.trained) == len(set(trainer.trained)) == 8
-    list(buildup_to_folder(asked, tmp_path / "moved", resume=True, margin=0.3, **SETTINGS))
+    list(buildup_to_folder(replace(run, margin=0.3), tmp_path / "moved", resume=True, **EXECUTION))
     changed = [(row["word"], row["verdict"]) for row in rows(tmp_path / "moved")]
-    assert changed[:3] == [("cc cc", "baseline"), ("cc ca", "reject"), ("ca cc", "reject")], "judged by the new margin"
-    assert trainer.trained[8:] == ["ca cc 0", "ca cc 1"], "what the first search did not ask for"
+    assert changed[:3] == [("cc cc", "baseline"), ("cc ca", "reject"), ("ca cc", "reject")], "decided by the new margin"
+    assert trainer.trained[8:] == ["ca cc 0", "ca cc 1"], "what the first search did not train"
 
 
 @pytest.mark.usefixtures("untested")
-def test_an_unfinished_training_goes_on_where_its_folder_was_moved(
-    asked: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_unfinished_training_resumes_after_its_folder_was_moved(
+    run: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "calibration", partial(runs.calibration, resamples=10))
-    settings = SETTINGS | {"checkpoint_seconds": 0.0}
-    alone = replace(asked, seeds=(0,), recipe=replace(asked.recipe, epochs=2))
-    search = buildup_to_folder(alone, tmp_path / "out", **settings)
-    next(moment for moment in search if isinstance(moment, Progress))
+    monkeypatch.setattr(run_folder, "calibration", partial(run_folder.calibration, resamples=10))
+    execution = EXECUTION | {"checkpoint_seconds": 0.0}
+    one_seed = replace(run, seeds=(0,), recipe=replace(run.recipe, epochs=2))
+    search = buildup_to_folder(one_seed, tmp_path / "out", **execution)
+    next(event for event in search if isinstance(event, Progress))
     search.close()
     (tmp_path / "out").rename(tmp_path / "moved")
-    said = [m for m in buildup_to_folder(alone, tmp_path / "moved", resume=True, **settings) if isinstance(m, str)]
-    assert any(line.startswith("going on from step") for line in said)
-    assert any("one seed: nothing is known of the noise" in line for line in said)
+    events = list(buildup_to_folder(one_seed, tmp_path / "moved", resume=True, **execution))
+    assert any(str(event).startswith("resuming from step") for event in events)
+    assert any("one seed: the noise between seeds is unknown" in str(event) for event in events)
     assert all(row["accuracy_low"] == -np.inf for row in rows(tmp_path / "moved"))
 
 
@@ -399,37 +404,36 @@ def test_an_unfinished_training_goes_on_where_its_folder_was_moved(
 
 
 @pytest.mark.usefixtures("untested")
-def test_nothing_is_begun_that_the_budget_does_not_hold(
-    asked: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor is the second seed of a candidate dropped when a search goes on, because the first one is counted now."""
+def test_a_design_over_the_budget_is_not_started(run: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed search counts the same trainings: it does not drop the second seed of a candidate."""
     trainer, out = trained_by(monkeypatch, Trainer(KNOWN, seconds=60)), tmp_path / "out"
-    search = buildup_to_folder(asked, out, minutes=4, **SETTINGS)
+    search = buildup_to_folder(replace(run, minutes=4), out, **EXECUTION)
     while len(trainer.trained) < 3:
         next(search)
     search.close()
-    said = list(buildup_to_folder(asked, out, minutes=4, resume=True, **SETTINGS))  # 2 + 2 minutes, and no 2 more
+    events = list(buildup_to_folder(replace(run, minutes=4), out, resume=True, **EXECUTION))  # 2 + 2 minutes, not 2 more
     assert trainer.trained == ["cc cc 0", "cc cc 1", "cc ca 0", "cc ca 1"]
-    assert "the budget of 4 minutes ends before (1, 1) ca ca, which takes about 2:00 min; --resume" in " ".join(map(str, said))
+    sentence = "the budget of 4 minutes ends before (1, 1) ca ca, which takes about 2:00 min; --resume"
+    assert any(str(event).startswith(sentence) for event in events)
     assert [row["verdict"] for row in rows(out)] == ["baseline", "keep"]
-    assert "ends before" in evidence(out)["stopped"]
-    list(buildup_to_folder(asked, out, minutes=8, resume=True, **SETTINGS))
+    assert "ends before" in provenance(out)["stopped"]
+    list(buildup_to_folder(replace(run, minutes=8), out, resume=True, **EXECUTION))
     assert len(trainer.trained) == 8
     assert rows(out)[-1]["verdict"] == "control"
 
 
 @pytest.mark.usefixtures("untested")
-def test_a_budget_too_small_for_the_baseline(asked: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_too_small_for_the_baseline(run: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trained_by(monkeypatch, Trainer(KNOWN, seconds=60))
     with pytest.raises(
         UserError, match=r"the baseline alone takes about 2:00 min with 2 seeds, and the budget is 1\.5 minutes"
     ):
-        list(buildup_to_folder(asked, tmp_path / "out", minutes=1.5, **SETTINGS))
+        list(buildup_to_folder(replace(run, minutes=1.5), tmp_path / "out", **EXECUTION))
     assert trainer.trained == ["cc cc 0"]
     with pytest.raises(UserError, match="the baseline alone"):
-        list(buildup_to_folder(asked, tmp_path / "early", minutes=1e-9, **SETTINGS))
-    assert len(trainer.trained) == 1, "seen before the first training ended"
-    list(buildup_to_folder(asked, tmp_path / "out", minutes=2, resume=True, **SETTINGS))
+        list(buildup_to_folder(replace(run, minutes=1e-9), tmp_path / "early", **EXECUTION))
+    assert len(trainer.trained) == 1, "refused before the end of the first training"
+    list(buildup_to_folder(replace(run, minutes=2), tmp_path / "out", resume=True, **EXECUTION))
     assert len(rows(tmp_path / "out")) == 1, "the baseline alone"
 
 
@@ -437,84 +441,87 @@ def test_a_budget_too_small_for_the_baseline(asked: BuildupRun, tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("changes", "settings", "sentence"),
+    ("changes", "sentence"),
     [
-        (
-            {"model": "word:aa a?block=basic&dim=4&heads=1&dim_head=4"},
-            {},
-            "no convolution follows another in a stage of 'aa a'",
-        ),
-        ({"model": "word:c c?block=basic&dim=4"}, {}, "has nothing to replace"),
-        ({}, {"minutes": 0}, "a number of minutes above 0"),
-        ({}, {"minutes": float("nan")}, "a number of minutes above 0"),
-        ({}, {"margin": -0.1}, "the margin is a fraction"),
-        ({}, {"margin": float("nan")}, "the margin is a fraction"),
-        ({}, {"patience": -1}, "the patience is a whole number"),
-        ({"dim_head": 0}, {}, "dim_head=0: a whole number above 0"),
+        ({"model": "word:aa a?block=basic&dim=4&heads=1&dim_head=4"}, "no convolution follows another in a stage of 'aa a'"),
+        ({"model": "word:c c?block=basic&dim=4"}, "has nothing to replace"),
+        ({"minutes": 0}, "minutes is 0.0; it must be above 0"),
+        ({"minutes": float("nan")}, "minutes is nan; it must be above 0"),
+        ({"margin": -0.1}, "margin is -0.1; it must be at least 0, below 1"),
+        ({"margin": float("nan")}, "margin is nan; it must be at least 0, below 1"),
+        ({"patience": -1}, "patience is -1; it must be at least 0"),
+        ({"dim_head": 0}, "dim_head is 0; it must be at least 1"),
     ],
 )
-def test_refused(asked: BuildupRun, tmp_path: Path, changes: dict[str, Any], settings: dict[str, Any], sentence: str) -> None:
+def test_refused(run: BuildupRun, tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        list(buildup_to_folder(replace(asked, **changes), tmp_path / "out", **SETTINGS, **settings))
+        list(buildup_to_folder(replace(run, **changes), tmp_path / "out", **EXECUTION))
     assert not (tmp_path / "out").exists()
 
 
-def test_seeds_and_held_out_images_are_needed(asked: BuildupRun) -> None:
+def test_seeds_and_held_out_images_are_needed(run: BuildupRun) -> None:
     for seeds in ((), (1, 1)):
         with pytest.raises(UserError, match="one seed or more, each given once"):
-            replace(asked, seeds=seeds)
+            replace(run, seeds=seeds)
     with pytest.raises(UserError, match="hold some training images out"):
-        replace(asked, held_out=0.0)
+        replace(run, held_out=0.0)
 
 
-def test_several_processes_are_refused(asked: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_resumed_search_may_change(run: BuildupRun) -> None:
+    changed = replace(run, margin=0.1, patience=1, controls=False, minutes=5.0)
+    assert changed.request() == run.request()
+    assert replace(run, window=5).request() != run.request()
+    assert run.request()["seed"] == 0, "as folders of earlier versions have it"
+
+
+def test_several_processes_are_refused(run: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="without torchrun"):
-        list(buildup_to_folder(asked, tmp_path / "out", **SETTINGS))
+        list(buildup_to_folder(run, tmp_path / "out", **EXECUTION))
 
 
-def test_a_folder_that_is_not_free(asked: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_in_use(run: BuildupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trained_by(monkeypatch, Trainer(KNOWN))
     out = tmp_path / "out"
-    search = buildup_to_folder(asked, out, **SETTINGS)
+    search = buildup_to_folder(run, out, **EXECUTION)
     next(search)
-    with pytest.raises(UserError, match="another search is at work"):
-        list(buildup_to_folder(asked, out, resume=True, **SETTINGS))
+    with pytest.raises(UserError, match="another search uses"):
+        list(buildup_to_folder(run, out, resume=True, **EXECUTION))
     search.close()
-    with pytest.raises(UserError, match="--resume to go on"):
-        list(buildup_to_folder(asked, out, **SETTINGS))
-    other = replace(asked, dim_head=8, recipe=replace(asked.recipe, lr=0.5))
+    with pytest.raises(UserError, match="--resume to resume it"):
+        list(buildup_to_folder(run, out, **EXECUTION))
+    other = replace(run, dim_head=8, recipe=replace(run.recipe, lr=0.5))
     with pytest.raises(UserError, match=r"dim_head 4, not 8; lr 0.001, not 0.5"):
-        list(buildup_to_folder(other, out, resume=True, **SETTINGS))
+        list(buildup_to_folder(other, out, resume=True, **EXECUTION))
     held = os.open(out, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another search is at work"):
-        list(buildup_to_folder(asked, out, overwrite=True, **SETTINGS))
+    with pytest.raises(UserError, match="another search uses"):
+        list(buildup_to_folder(run, out, overwrite=True, **EXECUTION))
     os.close(held)
-    search = buildup_to_folder(asked, out, resume=True, **SETTINGS)
+    search = buildup_to_folder(run, out, resume=True, **EXECUTION)
     while len(trainer.trained) < 1:
         next(search)
     search.close()
-    search = buildup_to_folder(other, out, overwrite=True, **SETTINGS)
+    search = buildup_to_folder(other, out, overwrite=True, **EXECUTION)
     next(search)
-    assert not (out / "trainings").exists(), "begun again"
+    assert not (out / "trainings").exists(), "started again"
     search.close()
     shutil.rmtree(out)
     out.mkdir()
     (out / "letter.txt").write_text("mine")
     with pytest.raises(UserError, match="did not write"):
-        list(buildup_to_folder(asked, out, overwrite=True, **SETTINGS))
+        list(buildup_to_folder(run, out, overwrite=True, **EXECUTION))
     assert (out / "letter.txt").exists()
 
 
 # Models of others, and the figure
 
 
-def test_a_cnn_of_timm(asked: BuildupRun, tmp_path: Path) -> None:
+def test_a_cnn_of_timm(run: BuildupRun, tmp_path: Path) -> None:
     small = replace(
-        asked, model="resnet18?channels=(8, 16, 32, 64)", data="fashion", limit=40, recipe=replace(asked.recipe, drop_path=0.0)
+        run, model="resnet18?channels=(8, 16, 32, 64)", data="fashion", limit=40, recipe=replace(run.recipe, drop_path=0.0)
     )
-    bench = Bench(small, tmp_path, None, {"data_root": None, "device": "cpu"})
+    bench = Bench(small, tmp_path, Execution(**EXECUTION))
     assert bench.stages == [[1], [3], [5], [7]]
     plain, control = bench.design((5, 7)), bench.design((5, 7), matched=True)
     assert plain.word == control.word == "cc cc ca ca"
@@ -531,8 +538,8 @@ def test_the_figure(seeds: int) -> None:
     kept = Trial.compared((3,), (0.82 + 1.2 * spread).tolist(), baseline)
     tried = [baseline, kept, Trial.compared((1, 3), (0.81 + spread).tolist(), kept)]
     tried.append(Trial.compared((3,), (0.79 + spread).tolist(), baseline, control=True))
-    designs = [module.Design("x", t.units, Path(), (len(t.units),), "", 1) for t in tried]
-    result = Buildup("some", [module.row(d, t) for d, t in zip(designs, tried, strict=True)], [], {})
+    designs = [search_module.Design("x", t.units, Path(), (len(t.units),), "", 1) for t in tried]
+    result = Buildup("some", [search_module.trial_row(d, t) for d, t in zip(designs, tried, strict=True)], [], {})
     ax = Figure().add_subplot()
     result.draw(ax)
     line, rejected, control = (next(iter(container.lines)) for container in ax.containers)

@@ -12,21 +12,10 @@ from pathlib import Path
 import pytest
 from conftest import TINY, TINY_ALTERNATING
 
-from backlight.cli import app, main
+from backlight.cli.main import app
 
 COMMANDS = sorted(command.name for command in app.registered_commands)
 SMALL = ["--no-pretrained", "--limit", "20", "--quiet", "--resamples", "50"]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    def run(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return run
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -50,8 +39,8 @@ def test_json_holds_rows_claims_and_evidence(run) -> None:
     code, out, _ = run("fourier", TINY, *SMALL, "--json")
     (result,) = json.loads(out)
     assert code == 0
-    assert set(result) == {"model", "analysis", "claims", "evidence", "rows"}
-    assert result["evidence"]["data"]["preprocessing"]["input_size"] == [1, 28, 28]
+    assert set(result) == {"model", "analysis", "claims", "provenance", "rows"}
+    assert result["provenance"]["data"]["preprocessing"]["input_size"] == [1, 28, 28]
     assert {row["frequency"] for row in result["rows"]} >= {0.0, 1.0}
 
 
@@ -88,8 +77,8 @@ def test_units_prints_the_word_and_proves_it(run) -> None:
         (["fourier", TINY, "--limit", "20"], 4, "--no-pretrained"),
         (["fourier", TINY, *SMALL, "--at", "stm"], 2, "did you mean stem"),
         (["fourier", "vgg11", "--no-pretrained", "--limit", "2", "--quiet"], 2, "--at features."),
-        (["calibration", "resnet18?num_classes=1000", "--no-pretrained", "--limit", "2", "--quiet"], 2, "1000 classes"),
-        (["variance", TINY, *SMALL, "--over", "time"], 2, "'space' or 'samples'"),
+        (["calibration", "resnet18?num_classes=1000", "--no-pretrained", "--limit", "2", "--quiet"], 2, "1000 outputs"),
+        (["variance", TINY, *SMALL, "--over", "time"], 2, "space or samples"),
         (["report", "no/such/folder"], 2, "no/such/folder"),
         (["train", TINY, "--recipe", "fasion", "--out", "x"], 2, "did you mean fashion"),
         (["units", "no_such_file.py:model"], 4, "no_such_file"),

@@ -1,5 +1,6 @@
-"""Corruptions: each against a library, a slow loop or its definition; then the analysis on models whose answer is known."""
+"""Corruptions against a library, a slow loop or their definition; the analysis on models whose scores are known."""
 
+import importlib.util
 import random
 from itertools import pairwise
 from types import SimpleNamespace
@@ -14,17 +15,21 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import nn
 
-from backlight import corruptions as making
 from backlight.analyses.calibration import calibration
-from backlight.analyses.corruption import ALEXNET, ahead, corruption
-from backlight.corruptions import COMMON, CORRUPTIONS, EXTRA, NAMES, corrupted
-from backlight.data import load_data, stratified
+from backlight.analyses.corruption import corruption
+from backlight.analyses.corruption.corrupted_images import computed_ahead
+from backlight.analyses.corruption.measure import ALEXNET
+from backlight.data.corruption_names import COMMON, EXTRA, NAMES, SEVERITIES
+from backlight.data.corruption_strengths import STRENGTHS
+from backlight.data.corruptions import CORRUPTIONS, corrupted, elastic_transform, frost, frost_photo, glass_blur
+from backlight.data.loading import load_data
+from backlight.data.sampling import stratified
 from backlight.errors import Unavailable, UserError
 from backlight.numerics.calibration import scores, summary
 
 
 def photo(height=64, width=64, channels=3, seed=0):
-    """Something smooth with edges, from dark to bright.  Shapes: -> (C, H, W) uint8."""
+    """A smooth picture with edges, from dark to bright.  Shapes: -> (C, H, W) uint8."""
     rng = np.random.default_rng(seed)
     rough = rng.random((channels, height // 4, width // 4)).repeat(4, 1).repeat(4, 2)
     smooth = gaussian_filter(rough, (0, 2, 2)) * 1.6 - 0.3
@@ -33,7 +38,7 @@ def photo(height=64, width=64, channels=3, seed=0):
 
 
 class Replay:
-    """Draws as NumPy's old generator does for images with their channels last."""
+    """Random numbers as NumPy's old generator gives them for images with channels last."""
 
     def __init__(self, seed):
         self.old = np.random.RandomState(seed)
@@ -55,8 +60,8 @@ class Replay:
 
 
 def ours(image, name, severity, rng, strengths="imagenet"):
-    function, published = CORRUPTIONS[name]
-    return function(image.astype(np.float32) / 255, published[strengths][severity - 1], rng).clip(0, 1) * 255.0
+    strength = STRENGTHS[name][strengths][severity - 1]
+    return CORRUPTIONS[name](image.astype(np.float32) / 255, strength, rng).clip(0, 1) * 255.0
 
 
 # --- against the library
@@ -64,46 +69,47 @@ def ours(image, name, severity, rng, strengths="imagenet"):
 
 @pytest.fixture(scope="module")
 def library():
-    found = pytest.importorskip("imagecorruptions.corruptions")
-    whole = found.clipped_zoom
+    module = pytest.importorskip("imagecorruptions.corruptions")
+    untrimmed = module.clipped_zoom
 
-    def trimmed(image, factor):  # the authors cut the middle out of what they enlarged, the library its corner
-        large = whole(image, factor)
-        top, left = ((have - want) // 2 for have, want in zip(large.shape, image.shape[:2], strict=False))
+    def trimmed(image, factor):  # the authors take the middle of the enlarged image, the library its corner
+        large = untrimmed(image, factor)
+        top, left = ((larger - side) // 2 for larger, side in zip(large.shape, image.shape[:2], strict=False))
         return large[top : top + image.shape[0], left : left + image.shape[1]]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(found, "clipped_zoom", trimmed)
-        yield found
+        patch.setattr(module, "clipped_zoom", trimmed)
+        yield module
 
 
-#: Not among them: those that the library seeds elsewhere (glass, impulse) or changed (elastic, pixelate, frost).
+#: Not in it: corruptions that the library seeds differently (glass, impulse) or has changed (elastic, pixelate, frost).
 SAME = sorted(set(NAMES) - {"glass_blur", "impulse_noise", "elastic_transform", "pixelate", "frost"})
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_is_the_librarys_at_imagenets_strengths(name, library):
+def test_equals_the_library_at_imagenets_strengths(name, library):
     image = photo(48, 64)
-    for severity in making.SEVERITIES:
+    for severity in SEVERITIES:
         state = np.random.get_state()
         np.random.seed(severity)
-        theirs = np.array(getattr(library, name)(Image.fromarray(image.transpose(1, 2, 0)), severity), float).transpose(2, 0, 1)
+        expected = np.array(getattr(library, name)(Image.fromarray(image.transpose(1, 2, 0)), severity), float)
         np.random.set_state(state)
-        found = ours(image, name, severity, Replay(severity))
-        apart = np.abs(found - theirs)
-        assert apart.max() < 1.01, f"severity {severity}"  # snow and spatter round on the way, where float32 may tip over
-        assert (apart < 0.01).mean() > 0.99, f"severity {severity}"
-        assert (np.abs(found - image) > 1).mean() > 0.01
+        result = ours(image, name, severity, Replay(severity))
+        difference = np.abs(result - expected.transpose(2, 0, 1))
+        # Snow and spatter round in between, where an error of float32 can change a level.
+        assert difference.max() < 1.01, f"severity {severity}"
+        assert (difference < 0.01).mean() > 0.99, f"severity {severity}"
+        assert (np.abs(result - image) > 1).mean() > 0.01
 
 
-# --- the others, a second way
+# --- the others against a second implementation
 
 
-def test_glass_is_the_authors_loop():
-    """Their swap is one of views: it copies."""
+def test_glass_equals_the_authors_loop():
+    """Both sides of their swap are views, so it copies."""
     draws = np.random.default_rng(3).uniform(-1, 1, (3, 2, 12, 14))
 
-    class Given:
+    class FixedDraws:
         def __init__(self):
             self.round = iter(draws)
 
@@ -120,80 +126,80 @@ def test_glass_is_the_authors_loop():
                     dy, dx = moves[:, h, w]
                     slow[h, w], slow[h + dy, w + dx] = slow[h + dy, w + dx], slow[h, w]
         slow = gaussian_filter(slow / 255.0, (sigma, sigma, 0), mode="nearest").transpose(2, 0, 1)
-        found = making.glass_blur(image, (sigma, reach, rounds), Given())
-        np.testing.assert_allclose(found, slow, atol=1e-5)
+        result = glass_blur(image, (sigma, reach, rounds), FixedDraws())
+        np.testing.assert_allclose(result, slow, atol=1e-5)
 
 
 @pytest.mark.parametrize("strengths", ["imagenet", "cifar"])
 @pytest.mark.parametrize("severity", [1, 2, 5])
-def test_elastic_is_its_definition(strengths, severity):
-    """Where each pixel comes from, through the affine map that takes the three points to their new places."""
+def test_elastic_equals_its_definition(strengths, severity):
+    """The source of each pixel, from the affine map that moves the three points."""
     height, width = 33, 40
     image = photo(36, 40)[:, :height].astype(np.float32) / 255
-    push, sigma, jitter = (33 * part for part in CORRUPTIONS["elastic_transform"][1][strengths][severity - 1])
-    found = making.elastic_transform(image, CORRUPTIONS["elastic_transform"][1][strengths][severity - 1], Replay(5))
+    push, sigma, jitter = (33 * part for part in STRENGTHS["elastic_transform"][strengths][severity - 1])
+    result = elastic_transform(image, STRENGTHS["elastic_transform"][strengths][severity - 1], Replay(5))
     old = np.random.RandomState(5)
     points = np.array([[16 + 11, 20 + 11], [16 + 11, 20 - 11], [16 - 11, 20 - 11]], float)  # as the authors, (row, column)
     moved = points + old.uniform(-jitter, jitter, (3, 2))
-    forward = np.linalg.solve(np.column_stack([points, np.ones(3)]), moved)  # [x, y, 1] @ forward: where (x, y) goes
+    forward = np.linalg.solve(np.column_stack([points, np.ones(3)]), moved)  # [x, y, 1] @ forward: the new (x, y)
     linear, shift = forward[:2].T, forward[2]
     y, x = np.mgrid[:height, :width].astype(float)
     back = np.linalg.inv(linear) @ (np.stack([x.ravel(), y.ravel()]) - shift[:, None])
     dx, dy = (push * gaussian_filter(old.uniform(-1, 1, (height, width)), sigma, mode="reflect", truncate=3) for _ in range(2))
-    for channel, out in zip(image, found, strict=True):
+    for channel, out in zip(image, result, strict=True):
         warped = map_coordinates(channel, [back[1], back[0]], order=1, mode="mirror").reshape(height, width)
         expected = map_coordinates(warped, [y + dy, x + dx], order=1, mode="reflect")
         np.testing.assert_allclose(out, expected, atol=2e-4)
 
 
-def test_impulses_are_black_and_white_in_the_share_told():
+def test_impulses_are_black_and_white_in_the_published_share():
     image = np.full((1, 400, 400), 128, np.uint8)
-    for severity, share in enumerate(CORRUPTIONS["impulse_noise"][1]["imagenet"], start=1):
-        found = corrupted(image, "impulse_noise", severity, seed=(0,), strengths="imagenet")
+    for severity, share in enumerate(STRENGTHS["impulse_noise"]["imagenet"], start=1):
+        result = corrupted(image, "impulse_noise", severity, seed=(0,), strengths="imagenet")
         for level in (0, 255):
-            assert (found == level).mean() == pytest.approx(share / 2, abs=4 * np.sqrt(share / 2 / 160_000))
-        assert np.isin(found, [0, 128, 255]).all()
+            assert (result == level).mean() == pytest.approx(share / 2, abs=4 * np.sqrt(share / 2 / 160_000))
+        assert np.isin(result, [0, 128, 255]).all()
 
 
-def test_pixels_are_the_means_of_blocks():
+def test_pixelate_takes_the_means_of_blocks():
     image = photo(64, 64, 1)
-    found = ours(image, "pixelate", 2, None)  # half the size
+    result = ours(image, "pixelate", 2, None)  # half the size
     blocks = image.reshape(32, 2, 32, 2).mean((1, 3))
-    np.testing.assert_allclose(found[0], blocks.repeat(2, 0).repeat(2, 1), atol=1)
+    np.testing.assert_allclose(result[0], blocks.repeat(2, 0).repeat(2, 1), atol=1)
 
 
-def test_frost_is_a_part_of_one_of_five_photographs():
+def test_frost_adds_a_part_of_one_of_five_photographs():
     pytest.importorskip("imagecorruptions")
     image = photo(40, 48)
-    keep, cover, _ = CORRUPTIONS["frost"][1]["imagenet"][2]
-    found = making.frost(image.astype(np.float32) / 255, (keep, cover, 1.0), np.random.default_rng(2))
-    frosty = (found - keep * image / 255) / cover
+    keep, cover, _ = STRENGTHS["frost"]["imagenet"][2]
+    result = frost(image.astype(np.float32) / 255, (keep, cover, 1.0), np.random.default_rng(2))
+    frosty = (result - keep * image / 255) / cover
     windows = (
-        np.lib.stride_tricks.sliding_window_view(making.frost_photo(k, 1.0, (40, 48)), (3, 40, 48))[0][:, :, :, ::20, ::20]
+        np.lib.stride_tricks.sliding_window_view(frost_photo(k, 1.0, (40, 48)), (3, 40, 48))[0][:, :, :, ::20, ::20]
         for k in range(5)
     )
-    apart = min(np.abs(window - frosty[:, ::20, ::20]).max((2, 3, 4)).min() for window in windows)
-    assert apart < 1e-5
-    large = making.frost_photo(3, 0.2, (100, 90))  # scaled down, then up to where the image fits in
+    difference = min(np.abs(window - frosty[:, ::20, ::20]).max((2, 3, 4)).min() for window in windows)
+    assert difference < 1e-5
+    large = frost_photo(3, 0.2, (100, 90))  # scaled down, then up until it is larger than the image
     assert large.shape[1] > 100
     assert large.shape[2] > 90
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("strengths", ["imagenet", "cifar"])
-def test_every_corruption_takes_every_image(name, strengths):
+def test_every_corruption_accepts_every_size_and_colour(name, strengths):
     for shape in ((3, 28, 28), (1, 28, 28), (3, 8, 12), (1, 33, 21)):
         image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
         for severity in (1, 5):
-            found = corrupted(image, name, severity, seed=(0, 1), strengths=strengths)
-            assert found.shape == shape
-            assert found.dtype == np.uint8
+            result = corrupted(image, name, severity, seed=(0, 1), strengths=strengths)
+            assert result.shape == shape
+            assert result.dtype == np.uint8
         for flat in (0, 255):
             corrupted(np.full(shape, flat, np.uint8), name, 4, seed=(0, 1), strengths=strengths)
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "zoom_blur", "defocus_blur", "gaussian_blur", "jpeg_compression"])
-def test_grey_is_what_colour_is_of_a_grey_image(name):
+def test_a_grey_image_gets_the_same_in_one_channel_and_in_three(name):
     image = photo(32, 32, 1)
     colour = corrupted(image.repeat(3, 0), name, 3, seed=(0,), strengths="cifar")
     assert np.abs(corrupted(image, name, 3, seed=(0,), strengths="cifar").astype(int) - colour).max() <= 1
@@ -210,7 +216,7 @@ def test_severity_5_changes_more_than_1(name):
         assert five > one
 
 
-def test_cifars_are_milder():
+def test_cifars_strengths_are_milder():
     for name in ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "fog", "contrast", "pixelate"):
         mild, strong = (
             np.abs(corrupted(photo(), name, 3, seed=(0,), strengths=s).astype(float) - photo()).mean()
@@ -224,7 +230,7 @@ def test_cifars_are_milder():
 
 @given(name=st.sampled_from(NAMES), severity=st.integers(1, 5), seed=st.integers(0, 9))
 @settings(max_examples=30, deadline=None)
-def test_a_draw_depends_on_its_seed_alone(name, severity, seed):
+def test_a_corruption_depends_on_its_seed_only(name, severity, seed):
     state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
     python_state = random.getstate()
     first, second = (corrupted(photo(32, 32), name, severity, seed=(seed, 4), strengths="cifar") for _ in range(2))
@@ -235,27 +241,27 @@ def test_a_draw_depends_on_its_seed_alone(name, severity, seed):
 
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "glass_blur", "motion_blur", "snow", "frost", "fog", "elastic_transform"])
-def test_images_draw_apart(name):
-    several = [corrupted(photo(32, 32), name, 3, seed=(0, k), strengths="cifar") for k in range(3)]
-    assert all((a != b).any() for a, b in pairwise(several))
+def test_images_get_different_random_numbers(name):
+    images = [corrupted(photo(32, 32), name, 3, seed=(0, k), strengths="cifar") for k in range(3)]
+    assert all((a != b).any() for a, b in pairwise(images))
 
 
 # --- the analysis
 
 
 class Data(list):
-    """Batches with what `load_data` would tell of them."""
+    """Batches with the record that `load_data` gives."""
 
     def __init__(self, pixels, labels, size, *, name="", classes=(), mean=(0.5,), std=(0.25,), limit=None):
         images = (torch.from_numpy(pixels).float() / 255 - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
         super().__init__(zip(images.split(size), labels.split(size), strict=True))
         self.classes, self.images = classes, len(images)
         record = {"input_size": list(images.shape[1:]), "mean": list(mean), "std": list(std), "interpolation": "bilinear"}
-        self.evidence = {"data": name, "limit": limit, "seed": 0, "preprocessing": record}
+        self.provenance = {"data": name, "limit": limit, "seed": 0, "preprocessing": record}
 
 
 class Brightness(nn.Module):
-    """Class 1 the likelier, the brighter the image; more classes are never likely."""
+    """The brighter the image, the more likely class 1; further classes are never likely."""
 
     def __init__(self, classes=2, gain=6.0):
         super().__init__()
@@ -278,7 +284,7 @@ def by_condition(result):
     return {(row["corruption"], row["severity"]): row for row in result.table}
 
 
-def test_measures_what_the_loop_over_images_says():
+def test_equals_a_loop_over_images():
     pixels, labels = dark_and_bright()
     names, severities = ("brightness", "gaussian_noise", "fog"), (1, 4)
     model = Brightness()
@@ -290,40 +296,40 @@ def test_measures_what_the_loop_over_images_says():
             [corrupted(image, *condition, seed=(3, k), strengths="cifar") for k, image in enumerate(pixels)]
         )  # fmt: skip
         logits = model((torch.from_numpy(changed).float() / 255 - 0.5) / 0.25)
-        return summary(scores(logits, labels), np.ones(len(labels)))
+        return summary(scores(logits, labels), np.ones(len(labels)), bins=10)
 
-    found = {condition: slowly(condition) for condition in [("clean", 0), *((n, s) for n in names for s in severities)]}
-    for condition, known in found.items():
+    expected = {condition: slowly(condition) for condition in [("clean", 0), *((n, s) for n in names for s in severities)]}
+    for condition, metrics in expected.items():
         for metric in ("accuracy", "nll", "ece"):
-            assert rows[condition][metric] == pytest.approx(known[metric], abs=1e-6), (condition, metric)
-            change = known[metric] - found["clean", 0][metric]
+            assert rows[condition][metric] == pytest.approx(metrics[metric], abs=1e-6), (condition, metric)
+            change = metrics[metric] - expected["clean", 0][metric]
             assert rows[condition][f"{metric}_change"] == pytest.approx(change, abs=1e-6)
     for metric in ("accuracy", "nll", "ece"):
-        everything = [found[n, s][metric] for n in names for s in severities]
+        everything = [expected[n, s][metric] for n in names for s in severities]
         assert rows["mean", None][metric] == pytest.approx(np.mean(everything), abs=1e-6)
-        assert rows["mean", 4][metric] == pytest.approx(np.mean([found[n, 4][metric] for n in names]), abs=1e-6)
-        assert rows["fog", None][metric] == pytest.approx(np.mean([found["fog", s][metric] for s in severities]), abs=1e-6)
+        assert rows["mean", 4][metric] == pytest.approx(np.mean([expected[n, 4][metric] for n in names]), abs=1e-6)
+        assert rows["fog", None][metric] == pytest.approx(np.mean([expected["fog", s][metric] for s in severities]), abs=1e-6)
     assert next(iter(rows)) == ("clean", 0)
     assert list(rows)[-1] == ("mean", None)
     assert len(rows) == len(result.table) == 1 + 6 + 3 + 2 + 1
-    assert result.evidence["images"] == 24
-    assert result.evidence["summary"]["accuracy"][0] == rows["mean", None]["accuracy"]
+    assert result.provenance["images"] == 24
+    assert result.provenance["summary"]["accuracy"][0] == rows["mean", None]["accuracy"]
 
 
-def test_its_clean_images_are_calibrations():
+def test_clean_scores_equal_those_of_calibration():
     pixels, labels = dark_and_bright()
     data = Data(pixels, labels, 5)
     clean = corruption(Brightness(), data, corruptions=["fog"], severities=[2], resamples=50)
-    apart = calibration(Brightness(), data, resamples=50)
-    for row in apart.table:
+    reference = calibration(Brightness(), data, resamples=50)
+    for row in reference.table:
         if row["metric"] in ("nll", "ece", "accuracy"):
             assert clean.table[0][row["metric"]] == pytest.approx(row["value"], abs=1e-9)
-    ece = next(row for row in apart.table if row["metric"] == "ece")
+    ece = next(row for row in reference.table if row["metric"] == "ece")
     assert [clean.table[0][f"ece{end}"] for end in ("_low", "_high")] == pytest.approx([ece["low"], ece["high"]], abs=1e-9)
-    np.testing.assert_allclose(clean.arrays["reliability"][0], apart.arrays["reliability"], atol=1e-9)
+    np.testing.assert_allclose(clean.arrays["reliability"][0], reference.arrays["reliability"], atol=1e-9)
 
 
-def test_reliability_by_severity_takes_all_corruptions_together():
+def test_reliability_at_a_severity_counts_all_corruptions_together():
     pixels, labels = dark_and_bright()
     names = ("brightness", "contrast")
     model = Brightness(gain=2.0)
@@ -348,7 +354,7 @@ def test_reliability_by_severity_takes_all_corruptions_together():
 
 
 def test_changes_are_paired_over_images():
-    """Of 40 images 20 are right whatever happens: the change is known far better than either accuracy."""
+    """Of 40 images 20 are always right: the interval of the change is far narrower than that of either accuracy."""
     pixels = np.full((40, 1, 8, 8), 200, np.uint8)
     labels = torch.arange(40) % 2
     rows = by_condition(corruption(Brightness(), Data(pixels, labels, 40), corruptions=["gaussian_noise"], severities=[1]))
@@ -361,16 +367,16 @@ def test_changes_are_paired_over_images():
 
 
 @pytest.mark.parametrize("limit", [1, 5, 24])
-def test_batches_and_threads_do_not_matter(limit):
+def test_results_do_not_depend_on_batches_and_threads(limit):
     pixels, labels = dark_and_bright(6)
     settings = {"corruptions": ["glass_blur", "snow"], "severities": [3], "resamples": 5}
-    whole, split = (corruption(Brightness(), Data(pixels, labels, size), **settings) for size in (6, limit))
-    for a, b in zip(whole.table, split.table, strict=True):
+    one_batch, several_batches = (corruption(Brightness(), Data(pixels, labels, size), **settings) for size in (6, limit))
+    for a, b in zip(one_batch.table, several_batches.table, strict=True):
         assert list(a.values())[2:] == pytest.approx(list(b.values())[2:], abs=1e-6, nan_ok=True)
 
 
-def test_normalisation_is_undone_and_done_again():
-    """The same pixels under another normalisation, for a model that takes the other one, give the same numbers."""
+def test_normalisation_is_undone_and_applied_again():
+    """The same pixels with another normalisation, for a model that expects that one, give the same numbers."""
     pixels, labels = dark_and_bright(8, channels=3)
 
     class Other(Brightness):
@@ -383,25 +389,25 @@ def test_normalisation_is_undone_and_done_again():
     other = Data(pixels, labels, 4, mean=(0.1, 0.4, 0.6), std=(0.2, 0.3, 1.5))
     one, two = corruption(Brightness(), half, **settings), corruption(Other(), other, **settings)
     assert one.table[-1]["nll"] == pytest.approx(two.table[-1]["nll"], abs=1e-5)
-    told = corruption(Other(), list(other), mean=(0.1, 0.4, 0.6), std=(0.2, 0.3, 1.5), **settings)
-    assert told.table[-1]["nll"] == two.table[-1]["nll"]
+    explicit = corruption(Other(), list(other), mean=(0.1, 0.4, 0.6), std=(0.2, 0.3, 1.5), **settings)
+    assert explicit.table[-1]["nll"] == two.table[-1]["nll"]
 
 
 # --- mCE
 
 
-def test_alexnets_errors_are_those_of_the_papers_mean():
+def test_alexnets_errors_have_the_means_of_the_paper():
     for whose, mean in (("imagenet", 80.54), ("cifar100", 58.99), ("cifar10", 23.86)):
         assert np.mean(ALEXNET["paper"][whose]) == pytest.approx(mean, abs=0.006)
         assert len(ALEXNET["paper"][whose]) == 15
-    apart = np.subtract(ALEXNET["paper"]["imagenet"], ALEXNET["published"]["imagenet"])
-    assert np.abs(apart).max() < 4.5  # two AlexNets, in one order
+    difference = np.subtract(ALEXNET["paper"]["imagenet"], ALEXNET["published"]["imagenet"])
+    assert np.abs(difference).max() < 4.5  # two AlexNets, in the same order
     assert np.corrcoef(ALEXNET["paper"]["imagenet"], ALEXNET["published"]["imagenet"])[0, 1] > 0.98
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100), ("imagenet", 1000)])
-def test_mce_of_a_model_that_is_always_right_for_one_class_in_four(name, classes):
-    """It never looks, so that its error is 3/4 under every corruption."""
+def test_mce_of_a_model_that_answers_one_class_of_four(name, classes):
+    """It ignores the image, so its error is 3/4 under every corruption."""
 
     class Same(nn.Module):
         def forward(self, images):
@@ -409,8 +415,8 @@ def test_mce_of_a_model_that_is_always_right_for_one_class_in_four(name, classes
 
     pixels, labels = np.full((4, 1, 4, 4), 99, np.uint8), torch.tensor([0, 1, 2, 3])
     rows = by_condition(corruption(Same(), Data(pixels, labels, 4, name=name, classes=range(classes)), resamples=20))
-    known = {"ce_paper": ALEXNET["paper"][name], "ce_published": ALEXNET["published"].get(name)}
-    for column, errors in known.items():
+    references = {"ce_paper": ALEXNET["paper"][name], "ce_published": ALEXNET["published"].get(name)}
+    for column, errors in references.items():
         if errors is None:
             assert np.isnan(rows["mean", None][column])
             continue
@@ -422,17 +428,17 @@ def test_mce_of_a_model_that_is_always_right_for_one_class_in_four(name, classes
 
 
 @pytest.mark.parametrize(
-    ("settings", "name", "says"),
+    ("settings", "name", "message"),
     [
         ({}, "fashion", "AlexNet's errors are known of"),
         ({"severities": [1, 2]}, "cifar10", "all five severities"),
     ],
 )
-def test_no_mce_without_a_reference(settings, name, says):
+def test_no_mce_without_a_reference(settings, name, message):
     pixels, labels = dark_and_bright(4, 8)
     data = Data(pixels, labels, 4, name=name, classes=range(10))
     result = corruption(Brightness(10), data, corruptions=["contrast"], resamples=5, **settings)
-    assert says in result.evidence["mce"]
+    assert message in result.provenance["mce"]
     assert all(np.isnan(row["ce_paper"]) for row in result.table)
 
 
@@ -445,11 +451,11 @@ def test_no_mce_of_some_corruptions_only():
     assert np.isnan(rows["mean", None]["ce_paper"])
 
 
-# --- the official sets
+# --- the official folders
 
 
 def cifar_c(folder, labels, names):
-    """Image i under corruption c at severity s is of the grey level 40 c + 8 s + i / 4."""
+    """Image i under corruption c at severity s has the grey level 40 c + 8 s + i / 4."""
     folder.mkdir()
     np.save(folder / "labels.npy", np.tile(labels, 5).astype(np.uint8))
     for c, name in enumerate(names):
@@ -472,31 +478,31 @@ class Level(nn.Module):
 def test_cifar_c_is_read_row_by_row(tmp_path, limit, side):
     labels = np.arange(20) % 10
     folder = cifar_c(tmp_path / "CIFAR-10-C", labels, ["fog", "contrast"])
-    chosen = stratified(labels, limit, 0) if limit else np.arange(20)
-    pixels = np.zeros((len(chosen), 3, side, side), np.uint8)
-    data = Data(pixels, torch.from_numpy(labels[chosen]), 6, name="cifar10", classes=range(10),
+    rows_drawn = stratified(labels, limit, 0) if limit else np.arange(20)
+    pixels = np.zeros((len(rows_drawn), 3, side, side), np.uint8)
+    data = Data(pixels, torch.from_numpy(labels[rows_drawn]), 6, name="cifar10", classes=range(10),
                 mean=(0.5,) * 3, std=(0.25,) * 3, limit=limit)  # fmt: skip
     result = corruption(Level(), data, corruptions=["contrast", "fog"], folder=folder, resamples=5)
     rows = by_condition(result)
     for c, name in enumerate(["fog", "contrast"]):
-        for severity in making.SEVERITIES:
-            level = torch.from_numpy((40 * c + 8 * severity + chosen // 4) / 10)
+        for severity in SEVERITIES:
+            level = torch.from_numpy((40 * c + 8 * severity + rows_drawn // 4) / 10)
             logits = torch.cat([torch.zeros(len(level), 1), level[:, None], torch.full((len(level), 8), -99.0)], 1)
-            nll = nn.functional.cross_entropy(logits, torch.from_numpy(labels[chosen])).item()
+            nll = nn.functional.cross_entropy(logits, torch.from_numpy(labels[rows_drawn])).item()
             assert rows[name, severity]["nll"] == pytest.approx(nll, rel=1e-5)
-    assert "official" not in result.evidence["mce"]
-    assert result.evidence["settings"]["strengths"] == "as in the official files"
+    assert "official" not in result.provenance["mce"]
+    assert result.provenance["settings"]["strengths"] == "as in the official files"
 
 
 def imagenet_c(folder, names, between=""):
     for c, name in enumerate(names):
         for severity in (1, 2):
             for k, wnid in enumerate(("n01", "n02")):
-                place = folder / between / name / str(severity) / wnid
-                place.mkdir(parents=True)
+                path = folder / between / name / str(severity) / wnid
+                path.mkdir(parents=True)
                 for i in range(3):
                     grey = np.full((20, 20, 3), 60 * c + 20 * severity + 5 * k + i, np.uint8)
-                    Image.fromarray(grey).save(place / f"ILSVRC2012_val_{i:08d}.JPEG", quality=100)
+                    Image.fromarray(grey).save(path / f"ILSVRC2012_val_{i:08d}.JPEG", quality=100)
     return folder
 
 
@@ -520,10 +526,10 @@ def test_imagenet_c_is_read_file_by_file(tmp_path, between):
             level = torch.tensor([60.0 * c + 20 * severity + 5 * k + i for k in range(2) for i in range(3)]) / 10
             nll = nn.functional.cross_entropy(torch.stack([0 * level, level], 1), torch.tensor([0, 0, 0, 1, 1, 1])).item()
             assert rows[name, severity]["nll"] == pytest.approx(nll, rel=1e-4)
-    assert "no mCE" in result.evidence["mce"]
+    assert "no mCE" in result.provenance["mce"]
 
 
-# --- edges
+# --- errors, threads, figures
 
 
 def test_nothing_stays_on_the_model():
@@ -537,22 +543,25 @@ def test_nothing_stays_on_the_model():
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
-        ({"corruptions": ["fogg"]}, "'fogg'; did you mean fog"),
-        ({"corruptions": []}, "a list of names"),
-        ({"corruptions": "fog"}, "a list of names"),
-        ({"severities": [0, 1]}, "severities are some of 1 to 5"),
-        ({"severities": []}, "severities are some of 1 to 5"),
-        ({"strengths": "weak"}, "auto, imagenet or cifar"),
-        ({"bins": 0}, "at least 1 bin"),
-        ({"mean": (0.0,), "std": (1.0,)}, "the pixels go from"),
+        ({"corruptions": ["fogg"]}, "corruptions has 'fogg', which is not a corruption; did you mean fog"),
+        ({"corruptions": ["qqq"]}, "corruptions has 'qqq', which is not a corruption; there are gaussian_noise, "),
+        ({"corruptions": []}, "corruptions is empty"),
+        ({"corruptions": "fog"}, "corruptions is 'fog'; it must be a list"),
+        ({"severities": [0, 1]}, "severities is 0; it must be at least 1, at most 5"),
+        ({"severities": [6]}, "severities is 6; it must be at least 1, at most 5"),
+        ({"severities": []}, "severities is empty"),
+        ({"strengths": "weak"}, "strengths is 'weak'; it must be auto or imagenet or cifar"),
+        ({"bins": 0}, "bins is 0; it must be at least 1"),
+        ({"mean": (0.0,), "std": (1.0,)}, "the pixels run from .* not from 0 to 1"),
+        ({"mean": (0.0,) * 3, "std": (1.0,) * 3}, "3 and 3 numbers, and the images have 1 channels"),
         ({"folder": "nowhere"}, "no folder at nowhere"),
     ],
 )
-def test_refuses_in_one_sentence(settings, says):
+def test_refuses_in_one_sentence(settings, message):
     pixels, labels = dark_and_bright(4, 8)
-    with pytest.raises(UserError, match=says) as refusal:
+    with pytest.raises(UserError, match=message) as refusal:
         corruption(Brightness(), Data(pixels, labels, 4), resamples=2, **settings)
     assert "\n" not in str(refusal.value)
 
@@ -564,14 +573,14 @@ def test_refuses_data_that_cannot_be_corrupted():
         corruption(Brightness(), list(Data(pixels, labels, 4)), **few)
     with pytest.raises(UserError, match="have 2 channels"):
         corruption(Brightness(), [(noise(2, 2, 8, 8), labels[:2])], mean=(0, 0), std=(1, 1), **few)
-    with pytest.raises(UserError, match="no tensor of them"):
+    with pytest.raises(UserError, match="no tensor of labels"):
         corruption(Brightness(), [images for images, _ in Data(pixels, labels, 4)], mean=(0.5,), std=(0.25,), **few)
     with pytest.raises(UserError, match="no images"):
         corruption(Brightness(), [], mean=(0.5,), std=(0.25,), **few)
 
 
 def test_a_missing_library_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(making.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     pixels, labels = dark_and_bright(4, 8)
     with pytest.raises(Unavailable, match=r"frost needs the library imagecorruptions.*backlight\[corruptions\]"):
         corruption(Brightness(), Data(pixels, labels, 4))
@@ -589,36 +598,36 @@ def test_a_wrong_folder_is_one_sentence(tmp_path):
         return corruption(Brightness(), data, corruptions=names, folder=folder, resamples=2)
 
     measured()
-    for says, changed in {
+    for message, changed in {
         "snow.npy is missing": {"names": ["snow"]},
         "holds other images than the data": {"labels": 1 - labels},
-        "has 20 images a severity and the data have 12": {"labels": labels[:12], "pixels": pixels[:12]},
+        "has 20 images at each severity and the data have 12": {"labels": labels[:12], "pixels": pixels[:12]},
     }.items():
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=message):
             measured(**changed)
     np.save(folder / "fog.npy", np.zeros((7, 32, 32, 3), np.uint8))
     with pytest.raises(UserError, match=r"fog.npy holds uint8 of shape \(7, 32, 32, 3\)"):
         measured()
     (folder / "fog.npy").write_bytes(b"no array")
-    with pytest.raises(UserError, match=r"fog.npy: it is cut short"):
+    with pytest.raises(UserError, match=r"fog.npy: it is incomplete"):
         measured()
-    whole = imagenet_c(tmp_path / "ImageNet-C", ["fog"])
-    with pytest.raises(UserError, match=r"the 2 class folders of .* are not the data's 2 classes"):
-        measured(folder=whole, classes=("n01", "n03"))
+    imagenet_folder = imagenet_c(tmp_path / "ImageNet-C", ["fog"])
+    with pytest.raises(UserError, match=r"the 2 class folders of .* are not the 2 classes of the data"):
+        measured(folder=imagenet_folder, classes=("n01", "n03"))
     with pytest.raises(Unavailable, match="3 is missing"):
-        measured(folder=whole, classes=("n01", "n02"))
+        measured(folder=imagenet_folder, classes=("n01", "n02"))
     with pytest.raises(Unavailable, match=r"snow.1 is missing"):
-        measured(folder=whole, names=["snow"], classes=("n01", "n02"))
+        measured(folder=imagenet_folder, names=["snow"], classes=("n01", "n02"))
 
 
-def test_threads_stop_when_somebody_stops_listening():
-    done = []
-    several = ahead(lambda k: done.append(k) or 10 * k, ((k,) for k in range(1000)))
-    assert [next(several), next(several)] == [((0,), 0), ((1,), 10)]
-    several.close()
-    assert len(done) < 100
+def test_threads_stop_when_the_caller_stops():
+    started = []
+    results = computed_ahead(lambda k: started.append(k) or 10 * k, ((k,) for k in range(1000)))
+    assert [next(results), next(results)] == [((0,), 0), ((1,), 10)]
+    results.close()
+    assert len(started) < 100
     with pytest.raises(ZeroDivisionError):
-        list(ahead(lambda k: 1 / k, iter([(1,), (0,)])))
+        list(computed_ahead(lambda k: 1 / k, iter([(1,), (0,)])))
 
 
 def test_figures_are_drawn():
@@ -642,9 +651,9 @@ def test_the_page_shows_severities_and_mce():
     rows = SECTION.derived["corruption/severities"](plain)
     assert [row["at"] for row in rows] == [0, 1, 2, 3, 4, 5]
     assert rows[3]["nll"] == next(r["nll"] for r in plain.table if (r["corruption"], r["severity"]) == ("mean", 3))
-    told = {name: cells for name, _, cells in SECTION.metrics([plain, None]).rows}
-    assert list(told) == ["Clean", "Fog", "Contrast", "Mean"]
-    assert told["Mean"][1] == "–"
+    cells_of = {name: cells for name, _, cells in SECTION.metrics([plain, None]).rows}
+    assert list(cells_of) == ["Clean", "Fog", "Contrast", "Mean"]
+    assert cells_of["Mean"][1] == "–"
     every = corruption(Brightness(10), Data(pixels, labels, 6, name="cifar10", classes=range(10)), resamples=5)
     assert [name for name, _, _ in SECTION.metrics([every]).rows][-1] == "mCE, Park & Kim's AlexNet"
     assert not set(SECTION.needs) - set(plain.table[0])

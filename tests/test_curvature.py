@@ -1,4 +1,4 @@
-"""The Hessian as an operator against dense ones built row by row, closed forms and another library."""
+"""The Hessian as an operator: against dense Hessians built row by row, closed forms and another library."""
 
 import contextlib
 import copy
@@ -10,12 +10,13 @@ from known_models import noise, unchanged
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from backlight.anatomy import units
-from backlight.curvature import Hessian, density, lanczos, of_module, of_units, trace
+from backlight.curvature.hessian import Hessian, of_module, of_units
+from backlight.curvature.loss import Objective, weights_only
 from backlight.errors import UserError
-from backlight.models.alternet import AlterNet
-from backlight.numerics.lanczos import ORDER
-from backlight.objective import Objective, weights_only
+from backlight.models.architectures.alternet import AlterNet
+from backlight.numerics.lanczos import ORDER, lanczos
+from backlight.numerics.quadrature import density, trace
+from backlight.tracing.find import units
 
 CLASSES, DECAY = 3, 0.05
 
@@ -28,7 +29,7 @@ def cnn():
 
 
 class ViT(nn.Module):
-    """Two patches a side, one block of layer norm, fused attention and an MLP."""
+    """Two by two patches, one block of layer norm, fused attention and an MLP."""
 
     def __init__(self, dim=4):
         super().__init__()
@@ -49,7 +50,7 @@ def alternet():
 
 
 def made(make, dtype=torch.float64):
-    """A model with statistics and weights that are not those of a fresh one."""
+    """A model whose running statistics are not those of a new one."""
     torch.manual_seed(0)
     model = make().to(dtype)
     with torch.no_grad():
@@ -88,26 +89,26 @@ def test_is_the_dense_hessian_plus_weight_decay(make):
     images, targets = data()
     with unchanged(model):
         operator = Hessian(model, Objective(weight_decay=DECAY), [(images, targets)])
-        found = matrix(operator)
+        product = matrix(operator)
     exact = dense(copy.deepcopy(model).eval(), images, targets)
     eye = torch.eye(operator.size, dtype=torch.float64)
     assert operator.size == sum(p.numel() for p in model.parameters())
-    assert (found - exact - DECAY * eye).abs().max() < 1e-12
+    assert (product - exact - DECAY * eye).abs().max() < 1e-12
     eigenvalues = np.linalg.eigvalsh(exact.numpy()) + DECAY
     for which in ("magnitude", "both"):
         pairs = lanczos(operator, 5, which=which, tol=1e-10, limit=2 * operator.size)
-        right = eigenvalues[ORDER[which](eigenvalues)[:5]]
-        assert np.sort(abs(pairs.values)) == pytest.approx(np.sort(abs(right)), abs=1e-8)
+        expected = eigenvalues[ORDER[which](eigenvalues)[:5]]
+        assert np.sort(abs(pairs.values)) == pytest.approx(np.sort(abs(expected)), abs=1e-8)
 
 
 def test_batch_statistics_are_those_of_the_batch():
     model = made(cnn)
     images, targets = data()
-    found = matrix(Hessian(model, Objective(statistics="batch"), [(images, targets)]))
+    hessian = matrix(Hessian(model, Objective(statistics="batch"), [(images, targets)]))
     training = copy.deepcopy(model).train()
     training[8].eval()  # dropout
-    assert torch.allclose(found, dense(training, images, targets), atol=1e-12)
-    assert not torch.allclose(found, dense(copy.deepcopy(model).eval(), images, targets), atol=1e-3)
+    assert torch.allclose(hessian, dense(training, images, targets), atol=1e-12)
+    assert not torch.allclose(hessian, dense(copy.deepcopy(model).eval(), images, targets), atol=1e-3)
 
 
 @pytest.mark.parametrize("keep_graph", [True, False, "auto"])
@@ -117,26 +118,26 @@ def test_batches_of_any_size_are_one_data_set(sizes, keep_graph):
     images, targets = data()
     parts = list(zip(images.split(sizes), targets.split(sizes), strict=True))
     v = noise(sum(p.numel() for p in model.parameters())).double()
-    whole = Hessian(model, Objective(), [(images, targets)], check=False)
-    split = Hessian(model, Objective(), parts, keep_graph=keep_graph, check=False)
+    one_batch = Hessian(model, Objective(), [(images, targets)], check=False)
+    several = Hessian(model, Objective(), parts, keep_graph=keep_graph, check=False)
     for _ in range(2):
-        assert torch.allclose(split @ v, whole @ v, atol=1e-13)
-    assert torch.allclose(split.gradient, whole.gradient, atol=1e-14)
-    assert split.loss() == pytest.approx(whole.loss())
+        assert torch.allclose(several @ v, one_batch @ v, atol=1e-13)
+    assert torch.allclose(several.gradient, one_batch.gradient, atol=1e-14)
+    assert several.loss() == pytest.approx(one_batch.loss())
     micro = Hessian(model, Objective(), [(images, targets)], micro_batch=4, check=False)
     assert len(micro.batches) == 2
-    assert torch.allclose(micro @ v, whole @ v, atol=1e-13)
+    assert torch.allclose(micro @ v, one_batch @ v, atol=1e-13)
 
 
-def test_graphs_are_kept_while_memory_allows():
+def test_graphs_are_stored_while_memory_allows():
     model, (images, targets) = made(cnn), data()
     parts = list(zip(images.split(2), targets.split(2), strict=True))
 
-    def kept(**settings):
+    def stored(**settings):
         operator = Hessian(model, Objective(), parts, **settings)
-        return len(operator._kept)
+        return len(operator._graphs)
 
-    assert [kept(), kept(memory=0), kept(keep_graph=False), kept(memory=0, keep_graph=True)] == [3, 0, 0, 3]
+    assert [stored(), stored(memory=0), stored(keep_graph=False), stored(memory=0, keep_graph=True)] == [3, 0, 0, 3]
 
 
 def test_linear_regression_has_the_hessian_of_its_inputs():
@@ -144,8 +145,8 @@ def test_linear_regression_has_the_hessian_of_its_inputs():
     model = nn.Linear(4, 1).double()
     objective = Objective(lambda out, target: (out - target).square().sum(1) / 2)
     design = torch.cat([x, torch.ones(20, 1)], 1)
-    found = Hessian(model, objective, [(x[:13], y[:13]), (x[13:], y[13:])])
-    assert torch.allclose(matrix(found), design.T @ design / 20, atol=1e-14)
+    hessian = Hessian(model, objective, [(x[:13], y[:13]), (x[13:], y[13:])])
+    assert torch.allclose(matrix(hessian), design.T @ design / 20, atol=1e-14)
 
 
 def test_softmax_regression_has_its_closed_form():
@@ -181,40 +182,40 @@ def test_agrees_with_curvlinops_on_a_net_with_batch_norm():
 
 
 def test_products_are_a_difference_of_gradients():
-    """In the smooth direction of a net without rectifiers, without any second derivative."""
+    """For a network without rectifiers; no second derivative is computed."""
     model, batch = made(ViT), data()
     operator = Hessian(model, Objective(weight_decay=DECAY), [batch])
     v = noise(operator.size).double()
-    sides = []
-    for step in (1e-6, -1e-6):  # the error falls as its square, 4e-9 here
+    gradients = []
+    for step in (1e-6, -1e-6):  # the error is proportional to the square of the step, 4e-9 here
         moved = copy.deepcopy(model)
         with torch.no_grad():
             for p, d in zip(moved.parameters(), operator.named(v).values(), strict=True):
                 p += step * d
-        sides.append(Hessian(moved, Objective(weight_decay=DECAY), [batch], check=False).gradient)
-    assert torch.allclose((sides[0] - sides[1]) / 2e-6, operator @ v, atol=1e-7)
+        gradients.append(Hessian(moved, Objective(weight_decay=DECAY), [batch], check=False).gradient)
+    assert torch.allclose((gradients[0] - gradients[1]) / 2e-6, operator @ v, atol=1e-7)
 
 
 # --- blocks, frozen, unused and tied parameters
 
 
-def test_a_block_is_a_block():
+def test_a_block_of_parameters_is_a_block_of_the_hessian():
     model, batch = made(ViT), data()
-    whole = Hessian(model, Objective(weight_decay=DECAY), [batch])
+    full = Hessian(model, Objective(weight_decay=DECAY), [batch])
     inside = torch.cat([torch.full((p.numel(),), name.startswith("mlp")) for name, p in model.named_parameters()])
     with unchanged(model):
         block = Hessian(model, Objective(weight_decay=DECAY), [batch], params=of_module("mlp"))
-        found = matrix(block)
-    assert torch.allclose(found, matrix(whole)[inside][:, inside], atol=1e-14)
+        product = matrix(block)
+    assert torch.allclose(product, matrix(full)[inside][:, inside], atol=1e-14)
     assert list(block.parameters) == ["mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"]
 
 
 def test_the_block_of_all_attentions():
     model, batch = made(alternet), data()
-    found = [unit for unit in units(model, batch[0]) if unit.kind == "attention"]
-    block = Hessian(model, Objective(), [batch], params=of_units(found))
+    attentions = [unit for unit in units(model, batch[0]) if unit.kind == "attention"]
+    block = Hessian(model, Objective(), [batch], params=of_units(attentions))
     assert 0 < block.size < sum(p.numel() for p in model.parameters())
-    assert all(name.startswith(found[0].module) for name in block.parameters)
+    assert all(name.startswith(attentions[0].module) for name in block.parameters)
 
 
 def test_frozen_unused_and_tied_parameters():
@@ -233,13 +234,13 @@ def test_frozen_unused_and_tied_parameters():
     model, x, y = Odd().double(), noise(7, 5).double(), torch.arange(7) % CLASSES
     with unchanged(model):
         operator = Hessian(model, Objective(), [(x, y)])
-        found = matrix(operator)
+        product = matrix(operator)
     assert list(operator.parameters) == ["first.weight", "unused.weight", "unused.bias"]
-    assert torch.allclose(found, dense(model, x, y), atol=1e-14)
-    assert (found[25:] == 0).all()
+    assert torch.allclose(product, dense(model, x, y), atol=1e-14)
+    assert (product[25:] == 0).all()
     by_other_name = Hessian(model, Objective(), [(x, y)], params=of_module("second"))
     assert list(by_other_name.parameters) == ["second.weight"]
-    assert torch.allclose(matrix(by_other_name), found[:25, :25], atol=1e-14)
+    assert torch.allclose(matrix(by_other_name), product[:25, :25], atol=1e-14)
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -257,10 +258,10 @@ def test_gradient_loss_and_sharpness():
     operator = Hessian(model, Objective(weight_decay=DECAY), [(images[:4], targets[:4]), (images[4:], targets[4:])])
     theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
-    def objective(at):
+    def objective(weights):
         other = copy.deepcopy(model)
-        nn.utils.vector_to_parameters(at, other.parameters())
-        return nn.functional.cross_entropy(other(images), targets).item() + DECAY / 2 * float(at @ at)
+        nn.utils.vector_to_parameters(weights, other.parameters())
+        return nn.functional.cross_entropy(other(images), targets).item() + DECAY / 2 * float(weights @ weights)
 
     assert operator.loss() == pytest.approx(
         {"loss": nn.functional.cross_entropy(model(images), targets).item(), "weight_decay": DECAY / 2 * float(theta @ theta)}
@@ -278,9 +279,9 @@ def test_trace_and_density_of_a_model():
     eigenvalues = torch.linalg.eigvalsh(matrix(operator)).numpy()
     _, low, high = trace(operator, probes=20)
     assert low <= eigenvalues.sum() <= high
-    found = density(operator, probes=3, steps=10)
-    assert found.nodes.max() <= eigenvalues.max() + 1e-9
-    assert found.nodes.min() >= eigenvalues.min() - 1e-9
+    spectrum = density(operator, probes=3, steps=10)
+    assert spectrum.nodes.max() <= eigenvalues.max() + 1e-9
+    assert spectrum.nodes.min() >= eigenvalues.min() - 1e-9
 
 
 # --- precision
@@ -290,15 +291,15 @@ def test_float64_is_a_copy_and_float32_is_close_to_it():
     model, batch = made(ViT, torch.float32), data(dtype=torch.float32)
     with unchanged(model):
         exact = Hessian(model, Objective(), [batch], dtype=torch.float64)
-        rough = Hessian(model, Objective(), [batch])
-    assert (exact.dtype, rough.dtype) == (torch.float64, torch.float32)
+        rounded = Hessian(model, Objective(), [batch])
+    assert (exact.dtype, rounded.dtype) == (torch.float64, torch.float32)
     v = noise(exact.size)
-    assert (rough @ v).double() == pytest.approx(exact @ v, abs=1e-5)
-    assert lanczos(rough).values == pytest.approx(lanczos(exact).values, rel=1e-3)
+    assert (rounded @ v).double() == pytest.approx(exact @ v, abs=1e-5)
+    assert lanczos(rounded).values == pytest.approx(lanczos(exact).values, rel=1e-3)
     assert max(exact.probes.values()) < 1e-10
 
 
-def test_gradients_turned_off_by_the_caller_are_no_matter():
+def test_gradients_disabled_by_the_caller_make_no_difference():
     model, batch = made(cnn), data()
     with torch.no_grad():
         inside = Hessian(model, Objective(), [batch]).sharpness()
@@ -310,7 +311,7 @@ def test_one_image():
     assert lanczos(operator).converged.all()
 
 
-def test_batches_drawn_anew_at_each_pass_are_drawn_once():
+def test_batches_that_change_at_each_pass_are_read_once():
     model = made(cnn)
     images, targets = data()
 
@@ -351,7 +352,7 @@ class Noisy(nn.Module):
 
 
 class Skewed(torch.autograd.Function):
-    """x squared, with a wrong derivative of its derivative."""
+    """x squared, with a wrong second derivative."""
 
     @staticmethod
     def forward(ctx, x):
@@ -374,7 +375,7 @@ def small(middle=None, dtype=torch.float32):
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 6), middle or nn.Tanh(), nn.Linear(6, CLASSES)).to(dtype)
 
 
-def spoilt(model):
+def with_nan(model):
     with torch.no_grad():
         model[3].weight[0, 0] = torch.nan
     return model
@@ -393,18 +394,18 @@ BATCH = (noise(4, 3, 2, 2), torch.arange(4) % CLASSES)
     [
         (small(Once()), [BATCH], {}, r"u.Hv - v.Hu. .* \(2 \(Once\)\)"),
         (small(Noisy()), [BATCH], {}, r"the same product twice.* \(2 \(Noisy\)\)"),
-        (small(Squares()), [BATCH], {}, r"u.Hv - v.Hu. .* right second derivative$"),
+        (small(Squares()), [BATCH], {}, r"u.Hv - v.Hu. .* correct second derivative$"),
         (compiled_inside(small()), [BATCH], {}, "module 2 is compiled"),
         (small(dtype=torch.float16), [BATCH], {}, "float16 are too coarse"),
-        (spoilt(small()), [BATCH], {}, "3.weight are not all finite"),
+        (with_nan(small()), [BATCH], {}, "3.weight are not all finite"),
         (small().requires_grad_(False), [BATCH], {}, "is frozen"),
-        (small(), [BATCH], {"params": of_module("head")}, "chooses none of the 4 parameters"),
+        (small(), [BATCH], {"params": of_module("head")}, "selects none of the 4 parameters"),
         (small(), [], {}, "no images"),
         (small(), [(BATCH[0][:0], BATCH[1][:0])], {}, "no images"),
         (small(), [BATCH[0]], {}, "pairs of tensors"),
         (small(), [(BATCH[0], BATCH[1][:3])], {}, "4 images and 3 targets"),
         (small(), [(BATCH[0], BATCH[1] + 9)], {}, "a label is"),
-        (small(), [BATCH], {"micro_batch": 0}, "micro_batch=0"),
+        (small(), [BATCH], {"micro_batch": 0}, "micro_batch is 0"),
     ],
 )
 def test_refuses_in_one_sentence(model, batches, settings, says):
@@ -420,7 +421,7 @@ def test_refuses_in_one_sentence(model, batches, settings, says):
     ("objective", "says"),
     [
         (Objective(statistics="re-estimated"), "'running' or 'batch'"),
-        (Objective(lambda out, target: out.sum()), "one number an image"),
+        (Objective(lambda out, target: out.sum()), "one number per image"),
         (Objective(lambda out, target: target.float()), "does not depend on these parameters"),
     ],
 )
@@ -429,7 +430,7 @@ def test_refuses_objectives_that_have_no_hessian(objective, says):
         Hessian(small(), objective, [BATCH])
 
 
-def test_weights_that_change_afterwards_are_noticed():
+def test_refuses_weights_that_have_changed():
     model = small()
     operator = Hessian(model, Objective(), [BATCH])
     with torch.no_grad():
@@ -440,14 +441,14 @@ def test_weights_that_change_afterwards_are_noticed():
         operator.matvec(torch.ones(3))
 
 
-def test_half_precision_works_in_a_copy_and_a_compiled_model_as_it_was_before():
+def test_half_precision_needs_a_copy_and_a_compiled_model_is_used_uncompiled():
     exact = Hessian(small(), Objective(), [BATCH]).sharpness()
     half = Hessian(small(dtype=torch.float16), Objective(), [BATCH], dtype=torch.float32)
     assert half.sharpness() == pytest.approx(exact, rel=0.01)
     assert Hessian(torch.compile(small()), Objective(), [BATCH]).sharpness() == exact
 
 
-def test_where_the_graph_does_not_fit_the_size_that_does_is_told(monkeypatch):
+def test_if_the_graph_does_not_fit_the_message_names_a_size_that_does(monkeypatch):
     objective = Objective()
     original = Objective.losses
 
@@ -457,7 +458,7 @@ def test_where_the_graph_does_not_fit_the_size_that_does_is_told(monkeypatch):
         return original(self, model, images, targets)
 
     monkeypatch.setattr(Objective, "losses", losses)
-    with pytest.raises(UserError, match="graph of 4 images does not fit on cpu; micro_batch=2 does"):
+    with pytest.raises(UserError, match="graph of 4 images does not fit on cpu; micro_batch=2 fits"):
         Hessian(small(), objective, [BATCH])
     assert Hessian(small(), objective, [BATCH], micro_batch=2).images == 4
 
@@ -468,8 +469,8 @@ def test_where_the_graph_does_not_fit_the_size_that_does_is_told(monkeypatch):
 def _rank(rank, file, queue):
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     images, labels = BATCH
-    mine = [(images[:3], labels[:3])] if rank == 0 else [(images[3:], labels[3:])]
-    operator = Hessian(small(dtype=torch.float64), Objective(weight_decay=DECAY), mine)
+    own = [(images[:3], labels[:3])] if rank == 0 else [(images[3:], labels[3:])]
+    operator = Hessian(small(dtype=torch.float64), Objective(weight_decay=DECAY), own)
     pairs = lanczos(operator, 3, tol=1e-8)
     queue.put((rank, operator.images, (operator @ torch.ones(operator.size)).tolist(), pairs.values.tolist(), operator.loss()))
     torch.distributed.destroy_process_group()
@@ -481,12 +482,12 @@ def test_batches_of_several_ranks_are_one_data_set(tmp_path):
     started = [context.Process(target=_rank, args=(rank, tmp_path / "store", queue)) for rank in range(2)]
     for process in started:
         process.start()
-    found = [queue.get(timeout=60) for _ in started]
+    answers = [queue.get(timeout=60) for _ in started]
     for process in started:
         process.join()
-    whole = Hessian(small(dtype=torch.float64), Objective(weight_decay=DECAY), [BATCH])
-    for _, images, product, values, loss in found:
+    alone = Hessian(small(dtype=torch.float64), Objective(weight_decay=DECAY), [BATCH])
+    for _, images, product, values, loss in answers:
         assert images == 4
-        assert product == pytest.approx((whole @ torch.ones(whole.size)).tolist(), abs=1e-12)
-        assert values == pytest.approx(lanczos(whole, 3, tol=1e-8).values, rel=1e-7)
-        assert loss == pytest.approx(whole.loss())
+        assert product == pytest.approx((alone @ torch.ones(alone.size)).tolist(), abs=1e-12)
+        assert values == pytest.approx(lanczos(alone, 3, tol=1e-8).values, rel=1e-7)
+        assert loss == pytest.approx(alone.loss())

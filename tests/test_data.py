@@ -1,4 +1,4 @@
-"""Data by name: every answer is worked out a second way."""
+"""Data by name: every expected value is computed in a second way."""
 
 from __future__ import annotations
 
@@ -22,15 +22,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from backlight import data as data_module
-from backlight import image_sets
-from backlight.data import FASHION, as_arrays, dataset, default_workers, load_data, preprocessing, stratified
+from backlight import offline as offline_module
+from backlight.data import cifar, folders, image_set, parquet, sampling, timm_readers
+from backlight.data import loading as data_module
+from backlight.data.image_set import as_arrays
+from backlight.data.loading import FASHION, dataset, default_workers, load_data
+from backlight.data.preprocessing import preprocessing
+from backlight.data.sampling import stratified
 from backlight.errors import Unavailable, UserError
+from backlight.offline import SWITCHES, hub_offline_if_set, offline
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 
 
-# Data made by hand
+# Small data sets
 
 
 def some_pixels(seed: int, *shape: int) -> np.ndarray:
@@ -66,7 +71,7 @@ def write_parquet(file: Path, labels, *, image="image", label="label", names=("a
 
 
 def write_cifar10(root: Path, monkeypatch) -> dict[str, tuple[np.ndarray, list[int]]]:
-    """torchvision's own layout, three images a file, with its checksums set to those of these files."""
+    """torchvision's layout with three images in each file; its checksums are set to those of these files."""
     from torchvision.datasets import CIFAR10
 
     folder = root / CIFAR10.base_folder
@@ -90,7 +95,7 @@ def write_cifar10(root: Path, monkeypatch) -> dict[str, tuple[np.ndarray, list[i
 
 
 class Model(torch.nn.Module):
-    """A model that only says how it wants its images."""
+    """A model that has a pretrained_cfg and nothing else."""
 
     def __init__(self, **cfg):
         super().__init__()
@@ -136,16 +141,16 @@ def test_fashion_batches_are_the_pixels_in_the_file():
 
 
 @pytest.mark.skipif(not SOURCE.is_dir(), reason="needs Debian's dataset-fashion-mnist")
-def test_fashion_is_what_the_tool_draws():
+def test_fashion_is_what_the_tool_selects():
     spec = importlib.util.spec_from_file_location("make", Path(__file__).parents[1] / "tools/make_fashion.py")
     make = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make)
     images, labels = make.source_arrays("t10k")
     stored = pq.read_table(FASHION / "test.parquet")
-    rows = [int(Path(cell["path"]).stem) for cell in stored["image"].to_pylist()]  # the path is the original's number
-    arrays, found = as_arrays(dataset("fashion", "test"))
+    rows = [int(Path(cell["path"]).stem) for cell in stored["image"].to_pylist()]  # the path is the number in the original
+    arrays, stored_labels = as_arrays(dataset("fashion", "test"))
     assert np.array_equal(arrays[..., 0], images[rows])
-    assert np.array_equal(found, labels[rows])
+    assert np.array_equal(stored_labels, labels[rows])
     assert make.hub_table(images, labels, stratified(labels, 2000, make.SEED)).equals(stored)
 
 
@@ -162,8 +167,8 @@ def test_the_datasets_library_reads_the_embedded_set(tmp_path):
 # Subsets
 
 
-def slowly_shared(counts: list[int], limit: int) -> list[int]:
-    """The lower bounds that every fair share keeps: the floor of the exact share, and one where there is room."""
+def least_shares(counts: list[int], limit: int) -> list[int]:
+    """Lower bounds of the shares: the floor of the exact share, and one if the limit allows."""
     return [max(count * limit // sum(counts), int(limit >= len(counts))) for count in counts]
 
 
@@ -171,17 +176,17 @@ def slowly_shared(counts: list[int], limit: int) -> list[int]:
 @settings(max_examples=200, deadline=None)
 def test_a_subset_has_the_classes_in_proportion(counts, limit, seed):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)) * 3, counts))
-    chosen = stratified(labels, limit, seed)
-    taken = [int((labels[chosen] == 3 * c).sum()) for c in range(len(counts))]
-    assert len(set(chosen.tolist())) == len(chosen) == min(limit, len(labels))
-    assert chosen.tolist() == sorted(chosen.tolist())
+    subset = stratified(labels, limit, seed)
+    taken = [int((labels[subset] == 3 * c).sum()) for c in range(len(counts))]
+    assert len(set(subset.tolist())) == len(subset) == min(limit, len(labels))
+    assert subset.tolist() == sorted(subset.tolist())
     if limit >= len(labels):
         return
     exact = [count * limit / len(labels) for count in counts]
     if limit >= len(counts):
         assert min(taken) >= 1
-    if all(share >= 1 for share in exact) or limit < len(counts):  # nothing had to give way to a small class
-        assert all(take >= low for take, low in zip(taken, slowly_shared(counts, limit), strict=True))
+    if all(share >= 1 for share in exact) or limit < len(counts):  # no small class took images from another
+        assert all(take >= low for take, low in zip(taken, least_shares(counts, limit), strict=True))
         assert all(abs(take - share) < 1 for take, share in zip(taken, exact, strict=True))
 
 
@@ -190,7 +195,7 @@ def test_a_subset_has_the_classes_in_proportion(counts, limit, seed):
 def test_no_other_shares_are_nearer_to_the_proportions(counts, limit):
     limit = min(limit, sum(counts) - 1)
     ties = np.arange(len(counts), dtype=np.uint64)
-    ours = data_module.shares(np.array(counts), limit, ties).tolist()
+    ours = sampling.shares(np.array(counts), limit, ties).tolist()
     low = int(limit >= len(counts))
 
     def distance(take):
@@ -205,7 +210,7 @@ def test_the_seed_alone_decides_the_subset():
     same, other = (stratified(labels, 100, seed) for seed in (0, 1))
     assert np.array_equal(same, stratified(labels.copy(), 100, 0))
     assert not np.array_equal(same, other)
-    # Written down once, so that another machine or another NumPy that draws differently fails here.
+    # Fixed numbers: another machine or NumPy version that draws differently fails here.
     assert stratified(labels, 12, 0).tolist() == GOLDEN_ROWS
 
 
@@ -244,42 +249,42 @@ def test_a_limit_beyond_the_set_takes_all_of_it():
     assert load_data("fashion", limit=10**6).images == 2000
 
 
-# Evidence
+# Provenance
 
 
-def test_evidence_is_plain_and_names_the_images(tmp_path):
+def test_provenance_is_plain_and_names_the_images(tmp_path):
     path = write_folder(tmp_path / "set", {"cat": 3, "dog": 3})
     data = load_data(str(path), limit=4, seed=1, batch_size=3)
-    evidence = json.loads(json.dumps(data.evidence))
-    assert evidence == data.evidence
+    provenance = json.loads(json.dumps(data.provenance))
+    assert provenance == data.provenance
     rows = stratified(np.array([0, 0, 0, 1, 1, 1]), 4, 1)
     names = [f"{'cat' if row < 3 else 'dog'}/{row % 3}.png" for row in rows]
     sizes = [(path / name).stat().st_size for name in names]
-    assert evidence["ids_sha256"] == hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
+    assert provenance["ids_sha256"] == hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
     content = "".join(f"{name}\t{size}\n" for name, size in zip(names, sizes, strict=True))
-    assert evidence["content_sha256"] == hashlib.sha256(content.encode()).hexdigest()
-    assert (evidence["split"], evidence["limit"], evidence["seed"]) == ("all", 4, 1)
-    assert (evidence["images"], evidence["batch_size"], len(data)) == (4, 3, 2)
+    assert provenance["content_sha256"] == hashlib.sha256(content.encode()).hexdigest()
+    assert (provenance["split"], provenance["limit"], provenance["seed"]) == ("all", 4, 1)
+    assert (provenance["images"], provenance["batch_size"], len(data)) == (4, 3, 2)
 
 
 def test_the_hash_of_ids_changes_with_the_subset():
-    hashes = {load_data("fashion", limit=limit, seed=seed).evidence["ids_sha256"] for limit in (20, 30) for seed in (0, 1)}
+    hashes = {load_data("fashion", limit=limit, seed=seed).provenance["ids_sha256"] for limit in (20, 30) for seed in (0, 1)}
     assert len(hashes) == 4
 
 
 def test_the_hash_of_content_is_that_of_the_files(tmp_path):
-    content = load_data("fashion").evidence
+    content = load_data("fashion").provenance
     assert content["content_sha256"] == hashlib.sha256((FASHION / "test.parquet").read_bytes()).hexdigest()
     assert content["content_of"] == "bytes of the files"
 
 
 def test_large_files_are_hashed_by_name_and_size(tmp_path, monkeypatch):
     file = write_parquet(tmp_path / "test.parquet", [0, 1])
-    monkeypatch.setattr(image_sets, "HASHED_BYTES", 10)
-    evidence = load_data(str(tmp_path)).evidence
+    monkeypatch.setattr(image_set, "HASHED_BYTES", 10)
+    provenance = load_data(str(tmp_path)).provenance
     line = f"test.parquet\t{file.stat().st_size}\n"
-    assert evidence["content_sha256"] == hashlib.sha256(line.encode()).hexdigest()
-    assert evidence["content_of"] == "file names and sizes"
+    assert provenance["content_sha256"] == hashlib.sha256(line.encode()).hexdigest()
+    assert provenance["content_of"] == "file names and sizes"
 
 
 # Preprocessing
@@ -300,7 +305,7 @@ def test_preparation_equals_pillow_and_numpy(tmp_path):
     pixels = np.asarray(opened, np.float32)[2:18, 5:21] / 255
     expected = (pixels - np.float32(cfg["mean"])) / np.float32(cfg["std"])
     np.testing.assert_allclose(images[0].permute(1, 2, 0), expected, atol=1e-6)
-    record = data.evidence["preprocessing"]
+    record = data.provenance["preprocessing"]
     assert record["input_size"] == [3, 16, 16]
     assert (record["crop_pct"], record["interpolation"], record["crop_mode"]) == (0.8, "bicubic", "center")
     assert (record["mean"], record["std"]) == ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
@@ -315,7 +320,7 @@ def test_preparation_equals_timm_on_a_timm_model(tmp_path):
     assert torch.equal(batches(load_data(str(tmp_path), model=model))[0][1], theirs)
 
 
-def test_the_size_a_model_was_built_for_wins():
+def test_the_size_that_a_model_was_built_for_is_used():
     built = timm.create_model("test_vit", img_size=48)
     assert built.pretrained_cfg["input_size"][1] != 48
     assert preprocessing(built)["input_size"] == [3, 48, 48]
@@ -323,7 +328,7 @@ def test_the_size_a_model_was_built_for_wins():
     assert next(iter(load_data("fashion", model=built, limit=2)))[0].shape == (2, 3, 48, 48)
 
 
-def test_channels_a_model_was_built_for_win():
+def test_the_channels_that_a_model_was_built_for_are_used():
     record = preprocessing(timm.create_model("resnet18", in_chans=1))
     assert record["input_size"][0] == 1
     assert record["colours"] == "L"
@@ -332,7 +337,7 @@ def test_channels_a_model_was_built_for_win():
     np.testing.assert_allclose(record["std"], [weights @ timm.data.IMAGENET_DEFAULT_STD])
 
 
-def test_one_mean_serves_three_channels():
+def test_one_mean_is_used_for_three_channels():
     record = preprocessing(Model(input_size=(3, 8, 8), mean=(0.5,), std=(0.25,)))
     assert (record["mean"], record["std"]) == ([0.5] * 3, [0.25] * 3)
     assert record["adjusted"] == ["mean", "std"]
@@ -354,7 +359,7 @@ def test_colour_images_go_to_grey_models_as_their_luma(tmp_path):
     np.testing.assert_allclose(images[0, 0] * 255, luma, atol=0.51)
 
 
-def test_a_model_that_does_not_say_is_refused():
+def test_a_model_without_preprocessing_is_refused():
     assert "no pretrained_cfg" in sentence("fashion", model=torch.nn.Flatten())
     assert "4 channels" in sentence("fashion", model=Model(input_size=(4, 8, 8)))
 
@@ -365,8 +370,8 @@ def test_a_transform_replaces_the_preparation():
 
     data = load_data("fashion", transform=negative, limit=4)
     assert torch.allclose(batches(data)[0], 1 - batches(load_data("fashion", limit=4))[0])
-    assert "negative" in data.evidence["preprocessing"]["transform"]
-    assert data.evidence["preprocessing"]["mean"] is None
+    assert "negative" in data.provenance["preprocessing"]["transform"]
+    assert data.provenance["preprocessing"]["mean"] is None
 
 
 def test_without_a_model_all_images_need_one_size(tmp_path):
@@ -386,14 +391,14 @@ def test_every_pass_is_the_same(workers):
     first, second = batches(data), batches(data)
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
-    next(iter(data))  # a pass that is left half-way
+    next(iter(data))  # a pass that does not end
     assert torch.equal(batches(data)[0], first[0])
     for (a, _), (b, _) in zip(data, data, strict=True):  # two at the same time
         assert torch.equal(a, b)
     assert torch.equal(batches(load_data("fashion", limit=40, workers=0))[0], first[0])
 
 
-def test_the_global_random_state_is_left_alone():
+def test_the_global_random_state_does_not_change():
     before = torch.get_rng_state()
     batches(load_data("fashion", limit=5))
     assert torch.equal(before, torch.get_rng_state())
@@ -421,15 +426,15 @@ def test_a_folder_reads_as_torchvision_reads_it(tmp_path):
     assert all(np.array_equal(np.asarray(ours[i][0]), np.asarray(theirs[i][0])) for i in range(len(theirs)))
 
 
-def test_splits_are_chosen_by_name_or_synonym(tmp_path):
+def test_a_split_is_found_by_its_name_or_a_synonym(tmp_path):
     for split in ("train", "val"):
         write_folder(tmp_path / split, {"a": 2, "b": 1 + (split == "train")})
     assert [len(dataset(str(tmp_path), split)) for split in ("train", "test", "val", "validation")] == [4, 3, 3, 3]
-    assert load_data(str(tmp_path)).evidence["split"] == "val"
+    assert load_data(str(tmp_path)).provenance["split"] == "val"
     assert sentence(str(tmp_path), split="trian") == f"no split trian in {tmp_path}: it has train, val"
 
 
-def test_validation_is_not_taken_for_test_where_both_are(tmp_path):
+def test_validation_is_not_read_as_test_if_both_exist(tmp_path):
     for number, split in enumerate(("test", "validation"), start=1):
         write_folder(tmp_path / split, {"a": number})
     assert [len(dataset(str(tmp_path), split)) for split in ("test", "val")] == [1, 2]
@@ -448,11 +453,11 @@ def test_imagenet_is_a_folder_of_1000_classes(tmp_path):
         (tmp_path / "val" / f"n{c:08d}").mkdir(parents=True)
         (tmp_path / "val" / f"n{c:08d}" / "x.png").write_bytes(image)
     data = load_data("imagenet", root=tmp_path, limit=8)
-    assert (data.evidence["split"], len(data.classes), data.images) == ("val", 1000, 8)
+    assert (data.provenance["split"], len(data.classes), data.images) == ("val", 1000, 8)
     assert "no split train" in sentence("imagenet", root=tmp_path, split="train")
 
 
-def test_part_of_imagenet_is_not_taken_for_it(tmp_path):
+def test_a_part_of_imagenet_is_refused(tmp_path):
     write_folder(tmp_path / "val", {"n01440764": 1, "n01443537": 1})
     assert "imagenet has 1000 classes" in sentence("imagenet", root=tmp_path)
     with pytest.raises(Unavailable, match="--data-root"):
@@ -486,8 +491,8 @@ def test_the_label_column_is_found_and_classes_without_names_are_numbered(tmp_pa
 
 def test_a_pass_reads_each_row_group_once_and_only_what_it_needs(tmp_path, monkeypatch):
     write_parquet(tmp_path / "test.parquet", [0, 1] * 10, group=4)
-    read, original = [], image_sets.ParquetRows._encoded
-    monkeypatch.setattr(image_sets.ParquetRows, "_encoded", lambda rows, group: read.append(group) or original(rows, group))
+    read, original = [], parquet.ParquetRows._encoded
+    monkeypatch.setattr(parquet.ParquetRows, "_encoded", lambda rows, group: read.append(group) or original(rows, group))
     images = dataset(str(tmp_path), "test")
     assert read == []
     batches_of_all = [images[i] for i in range(len(images))]
@@ -517,7 +522,7 @@ def test_cifar_is_read_from_torchvisions_folder(tmp_path, monkeypatch):
     assert data.classes[9] == "class 9"
     assert torch.equal((batches(data)[0] * 255).round().byte(), torch.tensor(written["test_batch"][0]).permute(0, 3, 1, 2))
     file = tmp_path / "cifar-10-batches-py" / "test_batch"
-    assert data.evidence["content_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert data.provenance["content_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert "no split tset in cifar10" in sentence("cifar10", root=tmp_path, split="tset")
 
     file.write_bytes(file.read_bytes()[:-1])
@@ -535,6 +540,52 @@ def test_cifar_that_is_not_there_is_unavailable(tmp_path, monkeypatch):
     monkeypatch.setenv("BACKLIGHT_CACHE", str(tmp_path / "cache"))
     with pytest.raises(Unavailable, match="cache/data/cifar-10-batches-py"):
         load_data("cifar10")
+
+
+# Without a network
+
+
+@pytest.fixture
+def no_switch(monkeypatch):
+    for switch in SWITCHES:
+        monkeypatch.delenv(switch, raising=False)
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize(
+    ("value", "forbids"), [("1", True), ("on", True), ("Yes", True), ("TRUE", True), ("0", False), ("", False)]
+)
+def test_each_switch_forbids_the_network(switch, value, forbids, monkeypatch, no_switch):
+    assert offline() == ""
+    monkeypatch.setenv(switch, value)
+    assert offline() == (switch if forbids else "")
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_data_name_the_switch_that_forbids_the_network(switch, tmp_path, monkeypatch, no_switch):
+    monkeypatch.setenv(switch, "1")
+    message = sentence("cifar100", root=tmp_path, download=True)
+    assert message.endswith(f"or let --download fetch it, which {switch} forbids now")
+
+
+def test_the_hub_is_offline_within_the_block_only(monkeypatch, no_switch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(offline_module, "HUB_MODULES", ("huggingface_hub.constants", "not_installed.config"))
+    with hub_offline_if_set():
+        assert not constants.HF_HUB_OFFLINE
+    monkeypatch.setenv("BACKLIGHT_OFFLINE", "yes")
+    inside = []
+
+    def fail():
+        inside.append(constants.is_offline_mode())
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError), hub_offline_if_set():
+        fail()
+    assert inside == [True]
+    assert not constants.is_offline_mode()
 
 
 # Names
@@ -561,7 +612,7 @@ def test_hub_sets_are_read_through_timm(tmp_path, monkeypatch):
     plain = load_data(f"{tmp_path}/set", split="test", limit=4)
     assert data.classes == plain.classes
     assert torch.equal(batches(data)[0], batches(plain)[0])
-    assert data.evidence["split"] == "test"
+    assert data.provenance["split"] == "test"
     assert "train" in sentence(f"hfds/{tmp_path}/set", split="fold1", root=root)
     assert "?input_key=NAME" in sentence(f"hfds/{tmp_path}/set?input_key=img", root=root)
 
@@ -570,10 +621,10 @@ def test_hub_sets_are_read_through_timm(tmp_path, monkeypatch):
     assert "?num_samples=N" in sentence(f"hfids/{tmp_path}/set", root=tmp_path / "another")
 
 
-def test_what_the_hub_does_not_give_is_unavailable(monkeypatch):
+def test_a_set_that_the_hub_does_not_give_is_unavailable(monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setenv("BACKLIGHT_OFFLINE", "1")
-    with pytest.raises(Unavailable, match="hfds/no/such cannot be had"):
+    with pytest.raises(Unavailable, match="hfds/no/such is not available"):
         load_data("hfds/no/such")
     with pytest.raises(Unavailable, match="on the network"):
         load_data("wds/https://example.org/shards", split="x-{0..1}.tar|8")
@@ -618,7 +669,7 @@ def test_shards_are_read_in_order(tmp_path, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_shards_that_are_not_as_asked_for_are_refused(tmp_path, workers):
+def test_shards_with_a_limit_a_wrong_split_or_a_bad_image_are_refused(tmp_path, workers):
     pytest.importorskip("webdataset")
     path = write_shards(tmp_path / "set", promised=5)
     assert "only be read in order" in sentence(f"wds/{path}", limit=2)
@@ -643,8 +694,8 @@ def test_an_image_that_is_text_is_named(animals, workers):
 
 
 def test_an_image_cut_short_is_named(animals):
-    whole = (animals / "cat" / "0.png").read_bytes()
-    (animals / "cat" / "0.png").write_bytes(whole[: len(whole) // 2])
+    content = (animals / "cat" / "0.png").read_bytes()
+    (animals / "cat" / "0.png").write_bytes(content[: len(content) // 2])
     assert f"cannot read image {animals}/cat/0.png: " in sentence(str(animals))
 
 
@@ -653,7 +704,7 @@ def test_an_image_of_16_bits_is_not_clipped_to_8(animals):
     assert "8 bits" in sentence(str(animals))
 
 
-def test_an_image_that_vanished_is_named(animals):
+def test_an_image_that_was_deleted_is_named(animals):
     data = load_data(str(animals))
     (animals / "dog" / "2.png").unlink()
     with pytest.raises(UserError, match=r"dog/2\.png: No such file"):
@@ -689,28 +740,28 @@ def test_a_label_out_of_range_is_named(tmp_path, label, row):
 def test_parquet_files_that_cannot_be_used_are_named(tmp_path):
     file = tmp_path / "test.parquet"
 
-    def said(write) -> str:
+    def message_after(write) -> str:
         write()
         message = sentence(str(tmp_path))
         assert str(file) in message
         return message
 
-    assert "no parquet file" in said(lambda: file.write_text("text"))
+    assert "no parquet file" in message_after(lambda: file.write_text("text"))
     write_parquet(file, [0, 1])
-    assert "cut short" in said(lambda: file.write_bytes(file.read_bytes()[:-20]))
-    assert "2 empty cells" in said(lambda: write_parquet(file, pa.array([None, None], pa.int64())))
-    assert "column label is double" in said(lambda: write_parquet(file, [0.0, 1.0]))
-    assert "no label column" in said(lambda: write_parquet(file, [0, 1], label="x", names=None))
-    assert "no image column" in said(lambda: pq.write_table(pa.table({"image": [b""], "label": [0]}), file))
-    assert "no image bytes" in said(lambda: write_parquet(file, [0], cells=[{"bytes": None, "path": "x.png"}]))
-    assert "row 1: not an image" in said(
+    assert "cut short" in message_after(lambda: file.write_bytes(file.read_bytes()[:-20]))
+    assert "2 empty cells" in message_after(lambda: write_parquet(file, pa.array([None, None], pa.int64())))
+    assert "column label is double" in message_after(lambda: write_parquet(file, [0.0, 1.0]))
+    assert "no label column" in message_after(lambda: write_parquet(file, [0, 1], label="x", names=None))
+    assert "no image column" in message_after(lambda: pq.write_table(pa.table({"image": [b""], "label": [0]}), file))
+    assert "no image bytes" in message_after(lambda: write_parquet(file, [0], cells=[{"bytes": None, "path": "x.png"}]))
+    assert "row 1: not an image" in message_after(
         lambda: write_parquet(file, [0, 1], cells=[{"bytes": b, "path": None} for b in (encoded(some_pixels(0)), b"x")])
     )
     write_parquet(file, pa.array([], pa.int64()), cells=[])
     assert "no images in split test" in sentence(str(tmp_path))
     write_parquet(tmp_path / "test-0.parquet", [0])
     write_parquet(file, [0], names=("a", "b"))
-    assert "other columns or classes" in said(lambda: None)
+    assert "other columns or classes" in message_after(lambda: None)
 
 
 def test_training_may_skip_what_cannot_be_read(animals):
@@ -724,7 +775,7 @@ def test_training_may_skip_what_cannot_be_read(animals):
     assert as_arrays(images)[1].tolist() == [0, 0, 1, 1]
 
 
-def test_a_set_of_nothing_readable_is_refused(tmp_path):
+def test_a_set_without_a_readable_image_is_refused(tmp_path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "0.png").write_text("")
     with pytest.raises(UserError, match="none of the 1 images"):
@@ -739,7 +790,7 @@ def test_arrays_are_the_images(animals, monkeypatch):
     arrays, labels = as_arrays(images)
     assert (arrays.dtype, arrays.shape) == (np.uint8, (6, 8, 8, 3))
     assert all(np.array_equal(arrays[i], np.asarray(image)) and labels[i] == label for i, (image, label) in enumerate(images))
-    monkeypatch.setattr(image_sets, "ARRAY_BYTES", 100)
+    monkeypatch.setattr(image_set, "ARRAY_BYTES", 100)
     with pytest.raises(UserError, match="in batches"):
         as_arrays(images)
 
@@ -751,7 +802,7 @@ def test_arrays_need_one_size(animals):
 
 
 def test_importing_costs_neither_timm_nor_torchvision():
-    for module in (data_module, image_sets):
+    for module in (data_module, image_set, folders, parquet, cifar, timm_readers):
         top = [
             node for node in ast.parse(Path(module.__file__).read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)
         ]

@@ -1,4 +1,4 @@
-"""Our models leave Python: torch.compile, torch.export, ONNX; and they run in any size, type and memory format."""
+"""Our models go through torch.compile, torch.export and ONNX, and run with any size, type and memory format."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from backlight.models import AlterNet
-from backlight.models.local_vit import LocalViT
+from backlight.models.architectures.alternet import AlterNet
+from backlight.models.architectures.local_vit import LocalViT
 
 TINY = {
     "padded": lambda: AlterNet("cc cab", dim=8, heads=2, dim_head=4, window=3, stem="cifar", num_classes=5),
@@ -29,7 +29,7 @@ def images(size: int = 20, batch: int = 2) -> Tensor:
 
 
 def onnx_logits(model: nn.Module, x: Tensor, folder) -> Tensor:
-    """What onnxruntime makes of the exported model."""
+    """The logits of the exported model in onnxruntime."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     torch.onnx.export(model, (x,), folder / "model.onnx", dynamo=True, verbose=False)
@@ -49,40 +49,40 @@ def test_exports_as_one_graph(model):
 
 def test_compiles_as_one_graph_forward_and_backward(model):
     compiled = torch.compile(model.train(), fullgraph=True, backend="aot_eager")
-    found, expected = compiled(images()), model(images())
-    torch.testing.assert_close(found, expected)
-    grads = [torch.autograd.grad(y.square().sum(), list(model.parameters())) for y in (found, expected)]
+    logits, expected = compiled(images()), model(images())
+    torch.testing.assert_close(logits, expected)
+    grads = [torch.autograd.grad(y.square().sum(), list(model.parameters())) for y in (logits, expected)]
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_channels_last_from_the_first_layer_to_the_last():
     model = TINY["padded"]().to(memory_format=torch.channels_last)
-    last: list[str] = []
+    channels_first: list[str] = []
 
-    def look(name):
-        def hook(module, given, made):
-            for tensor in (given[0], made):
+    def check(name):
+        def hook(module, inputs, out):
+            for tensor in (inputs[0], out):
                 if (
                     tensor.ndim == 4
                     and min(tensor.shape[1:]) > 1
                     and not tensor.is_contiguous(memory_format=torch.channels_last)
                 ):
-                    last.append(name)
+                    channels_first.append(name)
 
         return hook
 
     for name, module in model.named_modules():
         if name and not name.startswith("head"):
-            module.register_forward_hook(look(name))
-    model(images(18).contiguous(memory_format=torch.channels_last))  # windows of 3 fit 18 and 9: no padding
-    assert not last
+            module.register_forward_hook(check(name))
+    model(images(18).contiguous(memory_format=torch.channels_last))  # windows of 3 divide 18 and 9: no padding
+    assert not channels_first
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", OURS)
-def test_every_registered_model_runs_trains_and_leaves(name, tmp_path):
+def test_every_registered_model_runs_trains_and_exports(name, tmp_path):
     model = timm.create_model(name)
     side = model.pretrained_cfg["input_size"][1]
     fixed = model.pretrained_cfg.get("fixed_input_size")

@@ -47,7 +47,7 @@ def data(n=12, side=8, size=6):
     return batches(noise(n, 3, side, side).double(), size)
 
 
-def found_in(*units, **settings):
+def measured(*units, **settings):
     return fourier(tower(*units).double(), data(), **settings)
 
 
@@ -68,7 +68,7 @@ def test_the_authors_numbers(case, paper):
 
 
 class Tokens(nn.Module):
-    """An image as tokens behind a class token and one unit."""
+    """An image as tokens after a class token, and one unit."""
 
     def __init__(self, class_token):
         super().__init__()
@@ -88,7 +88,7 @@ def test_the_authors_numbers_of_tokens_behind_a_class_token():
     assert curves(result)[-1] == pytest.approx(case["paper_delta_log_amplitude"], abs=1e-9)
 
 
-# --- closed forms: what a unit does to each wave
+# --- closed forms: the gain of a unit for each wave
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def test_the_authors_numbers_of_tokens_behind_a_class_token():
         (lambda: pointwise(torch.eye(3)), lambda k: 2),
     ],
 )
-def test_the_transfer_function_is_the_filters(unit, gain):
-    result = found_in(unit())
+def test_the_transfer_function_is_that_of_the_filter(unit, gain):
+    result = measured(unit())
     known = [math.log(gain(k)) for k in CYCLES]
     assert curves(result, "transfer")[0] == pytest.approx(known, abs=1e-4)
     before, after = curves(result).values()
@@ -113,23 +113,23 @@ def test_the_transfer_function_is_the_filters(unit, gain):
 
 
 def test_a_pure_blur_reaches_log_zero_at_pi():
-    """The stream through the binomial kernel alone: (1 + cos w)^2 / 4 on the diagonal, nothing is left at π."""
+    """The stream after the binomial kernel alone: (1 + cos w)^2 / 4 on the diagonal, 0 at π."""
     minus = BINOMIAL.clone()
     minus[1, 1] -= 1
-    transfer = curves(found_in(filtering(minus)), "transfer")[0]
+    transfer = curves(measured(filtering(minus)), "transfer")[0]
     assert transfer[:4] == pytest.approx([math.log(binomial(k)) for k in range(4)], abs=1e-3)
     assert transfer[4] < -10
 
 
 def test_transfers_of_units_in_a_row_add_up():
-    both = curves(found_in(blur(), sharpen(), averaging(2.0)), "transfer")
-    logs = curves(found_in(blur(), sharpen(), averaging(2.0)), "log_amplitude")
+    both = curves(measured(blur(), sharpen(), averaging(2.0)), "transfer")
+    logs = curves(measured(blur(), sharpen(), averaging(2.0)), "log_amplitude")
     total = np.sum([both[0], both[1], both[2]], axis=0)
     assert total == pytest.approx(np.subtract(logs[2], logs[-1]), abs=1e-9)
 
 
 def band_limited(n, side, limit):
-    """Noise that falls with frequency and has no wave of ``limit`` cycles or more."""
+    """Noise whose spectrum decreases with frequency and is 0 at ``limit`` cycles or more."""
     cycles = (torch.fft.fftfreq(side) * side).abs()
     falling = torch.exp(-cycles / 3) * (cycles < limit)
     return torch.fft.ifft2(torch.fft.fft2(noise(n, 3, side, side).double()) * falling[:, None] * falling).real
@@ -142,8 +142,8 @@ def subsampling():
     return module
 
 
-def test_subsampling_is_no_filter():
-    """The law that tells filtering from subsampling: transfer 0 at every wave the small map can hold, whatever Δ says."""
+def test_subsampling_is_not_a_filter():
+    """The transfer is 0 for every wave of the small map, although Δ changes."""
     images = band_limited(6, 32, limit=8)
     model = nn.Sequential(stem(3), subsampling(), nn.Flatten(), nn.Linear(3 * 16 * 16, 2)).double()
     result = fourier(model, [images], at=["1"])
@@ -155,7 +155,7 @@ def test_subsampling_is_no_filter():
 
 
 class Shrinking(nn.Module):
-    """A unit that halves the map: skip by subsampling, branch the same through a filter of gain 3."""
+    """A unit that halves the map: the skip connection subsamples, the branch subsamples with gain 2."""
 
     def __init__(self):
         super().__init__()
@@ -176,22 +176,22 @@ def test_the_transfer_of_a_unit_that_halves_the_map():
     assert transfer[1][:8] == pytest.approx([math.log(1 + binomial(k, 16)) for k in range(8)], abs=1e-3)
     assert next(row["stage"] for row in result.rows() if row["unit"] == 1) == 0
     assert {(row["height"], row["cycles"]) for row in result.rows() if row["frequency"] == 1} == {(32, 16), (16, 8)}
-    assert result.claims  # of the blur: units that change the resolution are not asked
+    assert result.claims  # of the blur: units that change the resolution do not count
 
 
-def test_transfer_is_not_known_beyond_the_smaller_of_two_maps():
+def test_transfer_is_nan_beyond_the_smaller_of_two_maps():
     model = nn.Sequential(stem(3), nn.Upsample(scale_factor=2), nn.Flatten(), nn.Linear(3 * 256, 2)).double()
     transfer = curves(fourier(model, data(), at=["1"]), "transfer")
     assert np.isfinite(transfer[0][:5]).all()
     assert np.isnan(transfer[0][5:]).all()
-    assert np.isnan(transfer[-1]).all()  # of the stem's own input nothing comes before
+    assert np.isnan(transfer[-1]).all()  # the stem has nothing before it
 
 
 # --- rows
 
 
 def test_rows_are_tidy():
-    result = found_in(blur(), averaging(1.0))
+    result = measured(blur(), averaging(1.0))
     rows = result.rows()
     assert len(rows) == 3 * 5
     assert len({tuple(row) for row in rows}) == 1
@@ -205,14 +205,14 @@ def test_rows_are_tidy():
 
 
 def test_log_amplitude_is_per_pixel():
-    """A map of ones has amplitude 1 at zero, whatever its size."""
+    """A map of ones of any size has amplitude 1 at frequency zero."""
     for side in (8, 16):
         result = fourier(tower(blur()), [torch.ones(2, 3, side, side)])
         assert result.rows()[0]["log_amplitude"] == pytest.approx(0, abs=1e-5)
 
 
 def test_delta_is_the_difference_of_log_amplitudes():
-    for rows in map(list, (g for _, g in groupby(found_in(blur()).rows(), key=lambda row: row["unit"]))):
+    for rows in map(list, (g for _, g in groupby(measured(blur()).rows(), key=lambda row: row["unit"]))):
         assert [row["delta"] for row in rows] == pytest.approx(
             [row["log_amplitude"] - rows[0]["log_amplitude"] for row in rows]
         )
@@ -222,7 +222,7 @@ def test_radial_averages_over_directions():
     result = fourier(tower(identity()).double(), data(), radial=True)
     logs = radial_log_amplitude(torch.cat(data())).mean(0)
     assert curves(result)[-1] == pytest.approx((logs - logs[0]).tolist(), abs=1e-9)
-    assert curves(result)[-1] != pytest.approx(curves(found_in(identity()))[-1], abs=1e-3)
+    assert curves(result)[-1] != pytest.approx(curves(measured(identity()))[-1], abs=1e-3)
 
 
 def test_the_interval_shrinks_with_the_root_of_the_images():
@@ -246,7 +246,7 @@ def test_maps_that_are_not_square():
     assert (result.rows()[0]["height"], result.rows()[0]["width"]) == (8, 16)
 
 
-# --- named places
+# --- named modules
 
 
 def vgg():
@@ -262,11 +262,10 @@ def test_at_reads_a_model_without_units():
     assert list(dict.fromkeys((row["kind"], row["stage"]) for row in result.rows()))[1:] == [
         ("conv", 0), ("blur", 1), ("conv", 1),
     ]  # fmt: skip
-    assert result.evidence["settings"]["at"] == ["0", "2", "3"]
+    assert result.provenance["settings"]["at"] == ["0", "2", "3"]
 
 
 def test_at_takes_a_single_module_and_reads_its_transfer_function():
-    """The much-asked question: what does this one layer do?"""
     model = nn.Sequential(stem(3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(768, 2)).double()
     transfer = curves(fourier(model, [band_limited(6, 32, limit=8)], at=["1"]), "transfer")[0]
     means_of_two = [2 * math.log(math.cos(math.pi * k / 32)) for k in range(8)]  # of neighbours, along both sides
@@ -276,21 +275,21 @@ def test_at_takes_a_single_module_and_reads_its_transfer_function():
     attention = tower(averaging(1.0)).double()
     transfer = curves(fourier(attention, data(), at=["1.branch"]), "transfer")[0]
     assert transfer[0] == pytest.approx(0, abs=1e-6)
-    assert max(transfer[1:]) < -10  # nothing but the mean is left
+    assert max(transfer[1:]) < -10  # the mean alone is left
 
 
-def test_at_names_places_in_any_order_and_its_first_input_is_the_stem():
+def test_the_input_of_the_first_named_module_is_the_stem():
     result = fourier(vgg(), [noise(4, 3, 16, 16)], at=["3"])
     assert result.rows()[0]["unit"] == -1
     assert result.rows()[0]["module"] == "3"
     assert (result.rows()[0]["height"], result.rows()[-1]["height"]) == (8, 8)
 
 
-def test_at_a_place_that_is_no_map():
+def test_at_a_module_that_returns_no_map():
     with pytest.raises(UserError, match="no feature map at 7"):
         fourier(vgg(), [noise(4, 3, 16, 16)], at=["7"])
     result = fourier(vgg(), [noise(4, 3, 16, 16)], at=["3", "5", "7"])
-    assert result.evidence["left_out"] == ["unit 1 (5)", "unit 2 (7)"]
+    assert result.provenance["left_out"] == ["unit 1 (5)", "unit 2 (7)"]
     assert {row["unit"] for row in result.rows()} == {-1, 0}
 
 
@@ -309,23 +308,23 @@ def test_at_a_place_that_is_no_map():
     ],
 )
 def test_claims_are_decided_by_the_sign_of_the_change(unit, says, verdict, change):
-    (claim,) = found_in(unit(), unit()).claims
+    (claim,) = measured(unit(), unit()).claims
     assert claim.statement.startswith(says)
     assert claim.verdict == verdict
     assert claim.value == pytest.approx(change, abs=1e-5)
     assert "mean of 2 " in claim.quantity
 
 
-def test_the_authors_bins_are_those_of_the_claim_too():
-    (claim,) = found_in(blur(), paper=True).claims
+def test_the_claim_uses_the_authors_bins_too():
+    (claim,) = measured(blur(), paper=True).claims
     assert claim.value == pytest.approx(math.log((1 + binomial(3)) / 2), abs=1e-4)  # their last bin of 8 x 8
 
 
 def test_a_claim_averages_over_units_and_names_each_kind():
-    claims = found_in(blur(), averaging(1.0), sharpen(), sharpen()).claims
+    claims = measured(blur(), averaging(1.0), sharpen(), sharpen()).claims
     assert [claim.verdict for claim in claims] == ["holds", "holds"]
     assert claims[1].value == pytest.approx(math.log(2) / 3, abs=1e-4)
 
 
-def test_units_that_change_the_resolution_are_not_asked():
+def test_units_that_change_the_resolution_do_not_count_in_claims():
     assert fourier(tower(Residual(nn.Identity()), Shrinking()), [noise(4, 3, 8, 8)]).claims == []

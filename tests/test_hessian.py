@@ -1,4 +1,4 @@
-"""The Hessian max-eigenvalue spectrum against dense Hessians and spectra made by hand."""
+"""The Hessian max-eigenvalue spectrum against dense Hessians and known spectra."""
 
 import numpy as np
 import pytest
@@ -7,15 +7,16 @@ from known_models import noise, unchanged
 from matplotlib.figure import Figure
 from torch import nn
 
-from backlight import curvature
-from backlight.analyses.hessian import Hessian, _claim, density, hessian, power_iteration, summarised
+from backlight.analyses.hessian import hessian
+from backlight.analyses.hessian.measure import HessianSpectrum, convexity_claim, density, nep_and_ape, power_iteration
+from backlight.curvature.hessian import Hessian, of_module
+from backlight.curvature.loss import Objective
 from backlight.errors import UserError
+from backlight.files import PartialResults
 from backlight.numerics.bootstrap import mean_interval
 from backlight.numerics.lanczos import ORDER
-from backlight.objective import Objective
-from backlight.pieces import Pieces
-from backlight.report.sections import check, section_of
-from backlight.result import load
+from backlight.report.sections import lacks, section_of
+from backlight.study.folder import load
 
 CLASSES, DECAY = 3, 0.05
 
@@ -32,7 +33,7 @@ def batches(n=4, size=4):
 
 def exact(net, batch, top=5):
     """The outermost eigenvalues of the dense Hessian of one batch."""
-    operator = curvature.Hessian(net, Objective(), [batch])
+    operator = Hessian(net, Objective(), [batch])
     eigenvalues = np.linalg.eigvalsh((operator @ torch.eye(operator.size, dtype=torch.float64)).numpy()) + DECAY
     return eigenvalues[ORDER["magnitude"](eigenvalues)[:top]]
 
@@ -46,25 +47,25 @@ def test_every_batch_has_its_outermost_eigenvalues_by_magnitude():
         result = hessian(net, batches(), tol=1e-9)
     assert [(row["batch"], row["rank"]) for row in result.table] == [(b, r) for b in range(4) for r in range(1, 6)]
     for i, batch in enumerate(batches()):
-        found = [row["eigenvalue"] for row in result.table if row["batch"] == i]
-        assert found == pytest.approx(exact(net, batch), abs=1e-8)
+        eigenvalues = [row["eigenvalue"] for row in result.table if row["batch"] == i]
+        assert eigenvalues == pytest.approx(exact(net, batch), abs=1e-8)
     assert all(row["converged"] and row["residual"] < 1e-3 and row["matvecs"] <= 88 for row in result.table)
 
 
-def test_eigenvalues_that_occur_twice_do_so_in_every_batch():
-    """Softmax regression on three classes at weights of zero: its Hessian is a Kronecker product with I/3 - 11'/9."""
+def test_eigenvalues_that_occur_twice_are_returned_twice_in_every_batch():
+    """The Hessian of softmax regression with three classes at weights of zero is a Kronecker product with I/3 - 11'/9."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES)).double()
     nn.init.zeros_(net[1].weight), nn.init.zeros_(net[1].bias)
     result = hessian(net, batches(), tol=1e-9)
     for i, batch in enumerate(batches()):
-        found = [row["eigenvalue"] for row in result.table if row["batch"] == i]
-        assert found == pytest.approx(exact(net, batch), abs=1e-8)
-        assert found[0] == pytest.approx(found[1], rel=1e-8)
+        eigenvalues = [row["eigenvalue"] for row in result.table if row["batch"] == i]
+        assert eigenvalues == pytest.approx(exact(net, batch), abs=1e-8)
+        assert eigenvalues[0] == pytest.approx(eigenvalues[1], rel=1e-8)
 
 
-def test_what_the_evidence_says():
+def test_provenance():
     net, data = model(), batches()
-    facts = hessian(net, data, seed=3).evidence
+    facts = hessian(net, data, seed=3).provenance
     losses = [nn.functional.cross_entropy(net.eval()(images), targets).item() for images, targets in data]
     weights = sum(float(p.detach().square().sum()) for p in net.parameters())
     assert facts["loss"] == pytest.approx(np.mean(losses))
@@ -76,8 +77,8 @@ def test_what_the_evidence_says():
 
 
 def test_blocks_by_kind_of_unit():
-    from backlight.anatomy import units
-    from backlight.models.alternet import AlterNet
+    from backlight.models.architectures.alternet import AlterNet
+    from backlight.tracing.find import units
 
     torch.manual_seed(0)
     net = AlterNet("ca", dim=2, heads=1, dim_head=2, window=2, stem="cifar", num_classes=CLASSES).double()
@@ -85,50 +86,50 @@ def test_blocks_by_kind_of_unit():
     result = hessian(net, data, by="kind", top=2)
     assert list(dict.fromkeys(row["block"] for row in result.table)) == ["all", "conv", "attention"]
     attention = next(unit for unit in units(net, data[0][0]) if unit.kind == "attention")
-    alone = curvature.Hessian(net, Objective(weight_decay=DECAY), data, params=curvature.of_module(attention.module))
+    alone = Hessian(net, Objective(weight_decay=DECAY), data, params=of_module(attention.module))
     eigenvalues = np.linalg.eigvalsh((alone @ torch.eye(alone.size, dtype=torch.float64)).numpy())
-    found = [row["eigenvalue"] for row in result.table if row["block"] == "attention"]
-    assert found == pytest.approx(eigenvalues[ORDER["magnitude"](eigenvalues)[:2]], rel=2e-3)
-    assert set(result.evidence["summary"]) == {"all", "conv", "attention"}
+    block = [row["eigenvalue"] for row in result.table if row["block"] == "attention"]
+    assert block == pytest.approx(eigenvalues[ORDER["magnitude"](eigenvalues)[:2]], rel=2e-3)
+    assert set(result.provenance["summary"]) == {"all", "conv", "attention"}
 
 
-def test_goes_on_after_the_last_finished_batch(tmp_path):
-    """Killed at the third batch, then run again: the same rows, and the finished batches are not computed twice."""
+def test_resumes_after_the_last_finished_batch(tmp_path):
+    """Killed at the third batch, then run again: the same rows, and finished batches are not computed again."""
     net, data = model(), batches()
 
-    def killed(rest):
-        for i, batch in enumerate(rest):
+    def killed(batches):
+        for i, batch in enumerate(batches):
             if i == 2:
                 raise KeyboardInterrupt
             yield batch
 
-    pieces = Pieces(tmp_path, {"seed": 0})
+    partial_results = PartialResults(tmp_path, {"seed": 0})
     with pytest.raises(KeyboardInterrupt):
-        hessian(net, data, pieces=pieces, watch=killed)
+        hessian(net, data, partial_results=partial_results, track=killed)
     assert len(list(tmp_path.rglob("batch-*"))) == 2
     written = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("batch-*")}
-    resumed = hessian(net, data, pieces=Pieces(tmp_path, {"seed": 0}))
+    resumed = hessian(net, data, partial_results=PartialResults(tmp_path, {"seed": 0}))
     assert all(file.stat().st_mtime_ns == time for file, time in written.items())
     assert resumed.table == hessian(net, data).table
 
 
-def test_several_batches_at_once_give_the_same(tmp_path):
+def test_several_batches_at_once_give_the_same_rows(tmp_path):
     net, data = model(), [*batches(5), *batches(1, size=3)]
     alone = hessian(net, data, tol=1e-9)
     with unchanged(net):
-        result = hessian(net, data, tol=1e-9, together=2, pieces=Pieces(tmp_path, {}))
+        result = hessian(net, data, tol=1e-9, together=2, partial_results=PartialResults(tmp_path, {}))
     assert len(list(tmp_path.rglob("batch-*"))) == 6
-    assert result.evidence["settings"]["together"] == 2
-    assert result.evidence["images"] == 23
+    assert result.provenance["settings"]["together"] == 2
+    assert result.provenance["images"] == 23
     for row, other in zip(result.table, alone.table, strict=True):
         assert row["eigenvalue"] == pytest.approx(other["eigenvalue"], rel=1e-7)
         assert [row[key] for key in ("batch", "block", "rank", "converged")] == [
             other[key] for key in ("batch", "block", "rank", "converged")
         ]
-    assert result.evidence["loss"] == pytest.approx(alone.evidence["loss"])
-    assert result.evidence["probes"] == alone.evidence["probes"]
+    assert result.provenance["loss"] == pytest.approx(alone.provenance["loss"])
+    assert result.provenance["probes"] == alone.provenance["probes"]
     sorted(tmp_path.rglob("batch-*"))[3].unlink()
-    assert hessian(net, data, tol=1e-9, together=2, pieces=Pieces(tmp_path, {})).table == result.table
+    assert hessian(net, data, tol=1e-9, together=2, partial_results=PartialResults(tmp_path, {})).table == result.table
 
 
 # --- NEP and APE
@@ -136,39 +137,39 @@ def test_several_batches_at_once_give_the_same(tmp_path):
 
 def test_nep_is_the_share_of_negatives_and_ape_the_mean_of_positives():
     eigenvalues = np.array([[9, 8, -7, 6, -5], [4, 3, 2, 1, 0.5], [10, -1, 2, 3, 4], [1, 1, 1, 1, -1.0]])
-    found = summarised(eigenvalues, resamples=2000)
-    assert found["nep"].value == 4 / 20
-    assert found["ape"].value == pytest.approx(eigenvalues[eigenvalues > 0].mean())
+    summary = nep_and_ape(eigenvalues, resamples=2000)
+    assert summary["nep"].value == 4 / 20
+    assert summary["ape"].value == pytest.approx(eigenvalues[eigenvalues > 0].mean())
     rng = np.random.default_rng(1)
     redrawn = [eigenvalues[rng.integers(0, 4, 4)] for _ in range(4000)]
     for key, statistic in {"nep": lambda e: (e < 0).mean(), "ape": lambda e: e[e > 0].mean()}.items():
         value = statistic(eigenvalues)
         high, low = 2 * value - np.quantile([statistic(e) for e in redrawn], [0.025, 0.975])
         low = min(value, max(0, low))
-        assert [float(x) for x in found[key]] == pytest.approx([value, low, high], rel=0.1, abs=0.03)
+        assert [float(x) for x in summary[key]] == pytest.approx([value, low, high], rel=0.1, abs=0.03)
 
 
-def test_no_negatives_seen_is_not_none_at_all():
-    """Of a share p of batches with one, n show none with probability (1 - p)^n; at the end of the interval that is 5%."""
-    (value, low, high), ape = summarised(np.ones((10, 5)))["nep"], summarised(-np.ones((10, 5)))["ape"]
+def test_without_a_negative_eigenvalue_the_interval_of_nep_does_not_end_at_zero():
+    """If a share p of batches has one, n batches have none with probability (1 - p)^n; 5% at the end of the interval."""
+    (value, low, high), ape = nep_and_ape(np.ones((10, 5)))["nep"], nep_and_ape(-np.ones((10, 5)))["ape"]
     assert (value, low) == (0, 0)
     assert (1 - high) ** 10 == pytest.approx(0.05)
     assert np.isnan(ape.value)
-    assert summarised(-np.ones((10, 5)))["nep"].low == pytest.approx(0.05 ** (1 / 10))
+    assert nep_and_ape(-np.ones((10, 5)))["nep"].low == pytest.approx(0.05 ** (1 / 10))
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(0, "holds"), (50, "undecided")])
 def test_the_claim_that_the_loss_is_not_convex(shift, verdict):
-    """Weight decay strong enough makes any loss convex, but six batches are too few to say that none is negative."""
+    """Strong weight decay makes any loss convex, but six batches are too few to conclude that none is negative."""
     claim = hessian(model(), batches(6), weight_decay=0.0 + shift, top=10).claims[0]
     assert claim.verdict == verdict
     assert claim.source == "Figures 1b and 4"
 
 
-@pytest.mark.parametrize(("batches_seen", "verdict"), [(28, "undecided"), (29, "does not hold")])
-def test_how_many_batches_without_a_negative_one_decide(batches_seen, verdict):
-    """0.9^28 = 5.2%, 0.9^29 = 4.7%: so likely one batch in ten would have gone unseen."""
-    assert _claim(summarised(np.ones((batches_seen, 5)))["nep"], 5).verdict == verdict
+@pytest.mark.parametrize(("count", "verdict"), [(28, "undecided"), (29, "does not hold")])
+def test_29_batches_without_a_negative_eigenvalue_decide_the_claim(count, verdict):
+    """If one batch in ten has one, 28 batches have none with probability 0.9^28 = 5.2%, and 29 with 0.9^29 = 4.7%."""
+    assert convexity_claim(nep_and_ape(np.ones((count, 5)))["nep"], 5).verdict == verdict
 
 
 # --- the density
@@ -192,10 +193,13 @@ def test_the_density_is_a_sum_of_mirrored_normal_curves():
 
     eigenvalues = np.array([[1.0, 2, -3], [4, 5, 6]])
     grid, value, *_ = density(eigenvalues, "positive", resamples=300, seed=5)
-    seen = eigenvalues[eigenvalues > 0]
-    width = 0.9 * min(seen.std(), np.subtract(*np.quantile(seen, [0.75, 0.25])) / 1.34) * len(seen) ** -0.2
-    each = [[norm.pdf(x, e, width) + norm.pdf(x, -e, width) if e > 0 else 0 for e in row] for row in eigenvalues for x in grid]
-    per_batch = np.sum(each, 1).reshape(2, -1) / 3
+    positive = eigenvalues[eigenvalues > 0]
+    spread = min(positive.std(), np.subtract(*np.quantile(positive, [0.75, 0.25])) / 1.34)
+    width = 0.9 * spread * len(positive) ** -0.2
+    curves = [
+        [norm.pdf(x, e, width) + norm.pdf(x, -e, width) if e > 0 else 0 for e in row] for row in eigenvalues for x in grid
+    ]
+    per_batch = np.sum(curves, 1).reshape(2, -1) / 3
     assert value == pytest.approx(per_batch.mean(0))
     assert density(eigenvalues, "positive", resamples=300, seed=5)[2] == pytest.approx(
         mean_interval(per_batch, resamples=300, seed=5).low
@@ -214,15 +218,15 @@ class Diagonal:
         return self.values * v
 
 
-def test_power_iteration_is_right_where_eigenvalues_are_far_apart():
+def test_power_iteration_is_right_if_eigenvalues_are_far_apart():
     values, _, matvecs, stopped = power_iteration(Diagonal([100.0, 20, -4, 0.1, 0.01]), 3)
     assert values == pytest.approx([100, 20, -4], rel=1e-2)
     assert stopped.all()
     assert matvecs < 60
 
 
-def test_power_iteration_is_wrong_where_signs_balance_and_its_residual_says_so():
-    """Of 10 and -10 the quotient of the start vector is the answer."""
+def test_power_iteration_is_wrong_for_opposite_eigenvalues_and_its_residual_shows_it():
+    """For 10 and -10 it returns the quotient of the start vector."""
     for seed in range(5):
         values, residuals, _, stopped = power_iteration(Diagonal([10.0, -10]), 2, seed=seed)
         assert stopped.all()
@@ -230,32 +234,32 @@ def test_power_iteration_is_wrong_where_signs_balance_and_its_residual_says_so()
         assert residuals.max() > 0.1
 
 
-def test_power_iteration_is_pyhessians():
+def test_power_iteration_equals_pyhessians():
     pyhessian = pytest.importorskip("pyhessian")
     net, batch = model().eval(), batches()[0]
     theirs = pyhessian.hessian(net, nn.CrossEntropyLoss(), data=batch, cuda=False)
-    operator = curvature.Hessian(net, Objective(), [batch])
+    operator = Hessian(net, Objective(), [batch])
     ours = power_iteration(operator, 1, tol=1e-12, steps=3000)[0]
     assert ours == pytest.approx(theirs.eigenvalues(maxIter=3000, tol=1e-12, top_n=1)[0], rel=1e-4)
 
 
-def test_paper_mode_is_said():
+def test_provenance_states_the_paper_mode():
     result = hessian(model(), batches(2), paper=True)
-    assert result.evidence["solver"] == "power iteration as in PyHessian"
-    assert result.evidence["settings"]["paper"] is True
+    assert result.provenance["solver"] == "power iteration as in PyHessian"
+    assert result.provenance["settings"]["paper"] is True
     assert max(row["residual"] for row in result.table) > 1e-3
 
 
-# --- what becomes of it
+# --- the result
 
 
 def test_saves_draws_and_has_a_section(tmp_path):
     result = hessian(model(), batches(3), name="mine")
     again = load(result.save(tmp_path / "hessian"))
-    assert isinstance(again, Hessian)
+    assert isinstance(again, HessianSpectrum)
     assert again.table == result.table
     assert again.claims == result.claims
-    check(result)
+    assert not lacks(result)
     section = section_of("hessian")
     assert section.title == "Hessian spectrum"
     for charts in section.figures([result, None]):
@@ -265,7 +269,7 @@ def test_saves_draws_and_has_a_section(tmp_path):
 
 
 @pytest.mark.parametrize("shift", [0, 100])
-@pytest.mark.parametrize("panel", Hessian.panels)
+@pytest.mark.parametrize("panel", HessianSpectrum.panels)
 def test_draws_with_and_without_negative_eigenvalues(panel, shift):
     ax = Figure().add_subplot()
     hessian(model(), batches(2), weight_decay=float(shift)).draw(ax, panel)
@@ -276,12 +280,12 @@ def test_draws_with_and_without_negative_eigenvalues(panel, shift):
     ("data", "settings", "says"),
     [
         ([], {}, "no images"),
-        (batches(1), {"top": 0}, "top=0"),
-        (batches(1), {"together": 0}, "together=0"),
-        (batches(1), {"together": 2, "paper": True}, "1 for the paper's power iteration"),
-        (batches(1), {"by": "depth"}, "by='depth'"),
-        (batches(1), {"tol": -1}, "tol > 0"),
-        (batches(1), {"weight_decay": -1}, "weight_decay=-1"),
+        (batches(1), {"top": 0}, "top is 0; it must be at least 1"),
+        (batches(1), {"together": 0}, "together is 0; it must be at least 1"),
+        (batches(1), {"together": 2, "paper": True}, "together is 2; the paper's power iteration takes 1"),
+        (batches(1), {"by": "depth"}, "by is 'depth'; it must be kind"),
+        (batches(1), {"tol": -1}, r"tol is -1\.0; it must be above 0"),
+        (batches(1), {"weight_decay": -1}, r"weight_decay is -1\.0; it must be at least 0"),
     ],
 )
 def test_refuses_in_one_sentence(data, settings, says):
@@ -291,5 +295,5 @@ def test_refuses_in_one_sentence(data, settings, says):
 
 def test_one_batch_of_one_image_works_without_an_interval():
     result = hessian(model(), batches(1, 1))
-    assert np.isnan(result.evidence["summary"]["all"]["ape"][1])
+    assert np.isnan(result.provenance["summary"]["all"]["ape"][1])
     assert len(result.table) == 5

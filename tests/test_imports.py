@@ -1,8 +1,7 @@
-"""Imports point one way, and names load on first use."""
+"""Imports go one way, names load on first use, and each analysis is one word in five places."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -10,63 +9,69 @@ from pathlib import Path
 import pytest
 
 import backlight
-from backlight.analyses import ANALYSES
+from backlight.analyses.catalog import CATALOG
 
 ROOT = Path(backlight.__file__).parent
-#: Each part of the package and how far from the ground it stands; a module may import its own level and those below.
-LEVEL = {
-    "errors": 0, "whole": 0, "setup": 0, "numerics": 0, "recipes": 0,
-    "layout": 1, "trace": 2, "evidence": 2, "result": 2, "drawing": 3, "anatomy": 3, "image_sets": 3, "progress": 1,
-    "models": 4, "data": 4, "augmentation": 1, "pieces": 1, "objective": 4, "curvature": 4, "hessians": 4,
-    "batches": 5, "surfaces": 4, "vtp": 4, "pixels": 1, "corruptions": 1, "shapes": 4, "attending": 4,
-    "analyses": 5,
-    "rand_augment": 2, "chance": 3, "training_images": 5, "training": 6, "checkpoints": 1, "trackers": 3,
-    "study": 6, "runs": 7, "buildup": 8, "buildup_rule": 4, "report": 7, "doctor": 7,
-    "cli": 9, "__main__": 10, "__init__": 0,
+
+#: The public API beside the analyses.  A change here is a change for users: the changelog says so.
+PUBLIC = {
+    "BuildupRun", "Hessian", "Objective", "Result", "Run", "StudySettings", "__version__", "buildup_to_folder", "dataset",
+    "density", "draw_batches", "drop_original", "feature_maps", "gates", "grid", "hybridize", "lanczos", "load", "load_data",
+    "load_model", "of_module", "of_units", "recipe", "run_study", "set_gates", "smooth", "spell", "trace", "train",
+    "train_to_folder", "units", "without", "write_report",
 }  # fmt: skip
 
 
-def imported(file: Path) -> set[str]:
-    """The parts of the package that a file imports when it is loaded (not those inside functions)."""
-    package = file.relative_to(ROOT).parent.parts
-    found = set()
-    for node in ast.parse(file.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            place = package[: len(package) - node.level + 1] + tuple((node.module or "").split("."))
-            names = [*place, *(alias.name for alias in node.names)]
-            found.add(next(name for name in names if name))
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("backlight"):
-            found.add([*node.module.split("."), *(a.name for a in node.names)][1])
-    return found
+def test_imports_go_one_way_without_circles() -> None:
+    """The contracts of pyproject.toml; imports inside functions and those for types count."""
+    process = subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
+        cwd=ROOT.parents[1], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout
 
 
-@pytest.mark.parametrize("file", sorted(ROOT.rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
-def test_imports_point_one_way(file: Path) -> None:
-    part = file.relative_to(ROOT).parts[0].removesuffix(".py")
-    for other in imported(file) & LEVEL.keys():
-        assert other == part or LEVEL[other] <= LEVEL[part], f"{part} imports {other}"
-
-
-def test_the_package_and_its_help_load_without_torch() -> None:
-    code = "import sys, backlight, backlight.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+@pytest.mark.parametrize("words", ["", "backlight.cli.main", "backlight.study.config, backlight.study.plan"])
+def test_the_package_its_help_and_its_plans_load_without_torch(words: str) -> None:
+    code = f"import sys, backlight{', ' if words else ''}{words}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_every_public_name_loads() -> None:
+def test_the_public_names() -> None:
+    assert set(backlight.__all__) == PUBLIC | set(CATALOG)
+    assert set(dir(backlight)) == set(backlight.__all__)
     for name in backlight.__all__:
         assert getattr(backlight, name)
     with pytest.raises(AttributeError, match="no attribute 'furier'"):
         backlight.furier  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ANALYSES)
-def test_an_analysis_is_one_word_in_five_places(name: str) -> None:
-    from backlight.analyses import result_type
-    from backlight.cli import app
+def test_no_public_name_is_a_submodule() -> None:
+    submodules = {path.stem for path in ROOT.glob("*.py")} | {path.name for path in ROOT.iterdir() if path.is_dir()}
+    assert not submodules & set(backlight.__all__)
 
-    docs = ROOT.parent.parent / "docs" / "analyses" / f"{name}.md"
-    assert callable(getattr(backlight, name))
+
+def test_type_checkers_see_the_public_names(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    names = ["fourier", "hessian", "load_model", "units", "write_report"]
+    script.write_text("import backlight\n" + "".join(f"reveal_type(backlight.{name})\n" for name in names))
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT.parents[1] / "pyproject.toml"), str(script)]
+    process = subprocess.run(command, cwd=ROOT.parents[1], capture_output=True, text=True, check=False)
+    revealed = [line for line in process.stdout.splitlines() if "Revealed type" in line]
+    assert process.returncode == 0, process.stdout
+    assert len(revealed) == len(names)
+    for line, result in zip(revealed, ["Fourier", "HessianSpectrum", "Module", "Unit", "Path"], strict=True):
+        assert result in line.rpartition("->")[2]
+        assert "Any" not in line.rpartition("->")[2]
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_an_analysis_is_one_word_in_five_places(name: str) -> None:
+    from backlight.cli.main import app
+
+    docs = ROOT.parents[1] / "docs" / "analyses" / f"{name}.md"
+    assert getattr(backlight, name) is CATALOG[name].function
     assert name in {command.name for command in app.registered_commands}
-    assert result_type(name).analysis == name
-    assert (ROOT / "analyses" / f"{name}.py").exists()
-    assert docs.read_text().startswith("# "), "the page has a title"
+    assert CATALOG[name].result_type().analysis == name
+    assert docs.read_text().startswith("# ")
+    assert (ROOT.parents[1] / "tests" / f"test_{name}.py").exists()

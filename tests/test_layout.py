@@ -1,4 +1,4 @@
-"""Where the image lies in an activation: read off against slow loops, against images that say where they are from."""
+"""Layouts of activations, against slow loops and against images whose pixels encode their position."""
 
 import pytest
 import timm
@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from backlight.anatomy import feature_maps, grid, places, reading, units
 from backlight.errors import UserError
-from backlight.layout import Layout
-from backlight.trace import trace
+from backlight.tracing.find import units
+from backlight.tracing.hooks import feature_maps, reading
+from backlight.tracing.layout import Layout, grid
+from backlight.tracing.tap import stream_taps
+from backlight.tracing.trace import record_calls
 
 sides = st.integers(1, 5)
 ORDERS = ["channels first", "channels last", "tokens", "channels first tokens"]
@@ -21,7 +23,7 @@ ORDERS = ["channels first", "channels last", "tokens", "channels first tokens"]
 
 
 def laid_out(maps, order, before, after):
-    """The inverse of grid, a number at a time, other tokens filled with -1."""
+    """The inverse of grid, one number at a time; other tokens are filled with -1."""
     B, C, h, w = maps.shape
     if order == "channels last":
         out = torch.empty(B, h, w, C)
@@ -33,12 +35,12 @@ def laid_out(maps, order, before, after):
         for c in range(C):
             for i in range(h):
                 for j in range(w):
-                    place = {
+                    index = {
                         "channels last": (b, i, j, c),
                         "tokens": (b, before + i * w + j, c),
                         "channels first tokens": (b, c, before + i * w + j),
                     }[order]
-                    out[place] = maps[b, c, i, j]
+                    out[index] = maps[b, c, i, j]
     return out
 
 
@@ -71,11 +73,11 @@ def test_an_activation_with_other_axes_is_refused():
         grid(torch.zeros(1, 4, 5, 3), Layout("tokens", (4, 5)))
 
 
-# --- the layout, read off
+# --- layouts of recorded calls
 
 
 class Steps(nn.Module):
-    """What the test says is done to the images."""
+    """A model that applies these functions in order."""
 
     def __init__(self, *steps):
         super().__init__()
@@ -89,8 +91,8 @@ class Steps(nn.Module):
 
 def layout_after(images, *steps):
     """The layout of the result, and the result."""
-    seen = trace(Steps(*steps), images)
-    return seen.calls[seen.last].layout, Steps(*steps)(images)
+    trace = record_calls(Steps(*steps), images)
+    return trace.calls[trace.last].layout, Steps(*steps)(images)
 
 
 FIRST_TO_LAST = [
@@ -110,26 +112,26 @@ POINTWISE = [torch.relu, lambda x: x * 1.5, lambda x: x.to(torch.float32), lambd
 
 
 @given(sides, sides, sides, st.data())
-def test_a_map_is_followed_through_reshapes(C, h, w, data):
-    """Whatever is done to the images, the grid read with the found layout is the images again."""
+def test_a_map_is_recognised_after_reshapes(C, h, w, data):
+    """Whatever the reshapes, the grid with the recorded layout is the images again."""
     images = torch.arange(2 * C * h * w, dtype=torch.float32).view(2, C, h, w) + 1
     draw = lambda steps: data.draw(st.sampled_from(steps))  # noqa: E731
     to_last, to_tokens = draw(FIRST_TO_LAST), draw(LAST_TO_TOKENS)
-    ways = [[to_last], [to_last, to_tokens], [draw(FIRST_TO_TOKENS)], [lambda x: x.flatten(2)]]
-    steps = data.draw(st.sampled_from(ways))
+    sequences = [[to_last], [to_last, to_tokens], [draw(FIRST_TO_TOKENS)], [lambda x: x.flatten(2)]]
+    steps = data.draw(st.sampled_from(sequences))
     layout, result = layout_after(images, *steps)
     assert torch.equal(grid(result, layout), images)
 
 
 @given(st.integers(2, 5), st.integers(2, 5), st.integers(2, 5), st.sampled_from(CLASS_TOKEN), st.sampled_from(POINTWISE))
-def test_class_tokens_are_no_places(C, h, w, add, pointwise):
+def test_class_tokens_are_no_positions(C, h, w, add, pointwise):
     images = torch.arange(2 * C * h * w, dtype=torch.float32).view(2, C, h, w) + 1
     layout, result = layout_after(images, FIRST_TO_TOKENS[0], add)
     assert torch.equal(grid(result, layout), images)
     assert layout_after(images, FIRST_TO_TOKENS[0], add, pointwise)[0] == layout
 
 
-def test_two_hundred_tokens_that_two_maps_would_explain():
+def test_a_number_of_tokens_that_fits_two_maps():
     """141 tokens: 10 x 14 and a class token."""
     layout, _ = layout_after(torch.zeros(1, 3, 10, 14), FIRST_TO_TOKENS[0], CLASS_TOKEN[0])
     assert layout == Layout("tokens", (10, 14), prefix=1)
@@ -153,7 +155,7 @@ def unwindowed(x, B, H, W):
     return x.view(B, H // side, W // side, side, side, C).transpose(2, 3).reshape(B, H, W, C)
 
 
-def test_windows_are_no_map_until_they_are_put_together():
+def test_windows_are_a_map_only_after_they_are_merged():
     images = torch.randn(2, 3, 8, 12)
     cut = [FIRST_TO_LAST[0], lambda x: windows(x, 4)]
     assert layout_after(images, *cut)[0] is None
@@ -162,14 +164,14 @@ def test_windows_are_no_map_until_they_are_put_together():
     assert torch.equal(grid(result, layout), images)
 
 
-def test_a_rolled_map_is_no_map_until_it_is_rolled_back():
+def test_a_rolled_map_is_a_map_only_after_it_is_rolled_back():
     images = torch.randn(1, 3, 8, 8)
     roll = lambda by: lambda x: x.roll((by, by), (2, 3))  # noqa: E731
     assert layout_after(images, roll(2))[0] is None
     assert layout_after(images, roll(2), roll(-2))[0] == Layout("channels first", (8, 8))
 
 
-def test_padding_is_no_place_until_it_is_cut_off():
+def test_a_padded_map_is_a_map_only_after_the_padding_is_cut_off():
     images = torch.randn(1, 3, 6, 6)
     pad = lambda x: F.pad(x, (0, 2, 0, 2))  # noqa: E731
     assert layout_after(images, pad)[0] is None
@@ -177,7 +179,7 @@ def test_padding_is_no_place_until_it_is_cut_off():
 
 
 def test_tokens_in_the_order_of_pooling_are_no_map():
-    """Hiera's: 2 x 2 neighbours a quarter of the sequence apart; pooled, they are a map again."""
+    """As in Hiera: 2 x 2 neighbours are a quarter of the sequence apart; after pooling they are a map."""
     unroll = lambda x: x.reshape(1, 3, 4, 2, 4, 2).permute(0, 3, 5, 2, 4, 1).reshape(1, 64, 3)  # noqa: E731
     images = torch.randn(1, 3, 8, 8)
     assert layout_after(images, unroll)[0] is None
@@ -189,7 +191,7 @@ def test_tokens_in_the_order_of_pooling_are_no_map():
 RESAMPLING = {
     "strided convolution": (nn.Conv2d(3, 5, 3, 2, 1), "channels first", (4, 6)),
     "padding by hand": (nn.Sequential(nn.ZeroPad2d((3, 3, 3, 3)), nn.Conv2d(3, 5, 7)), "channels first", (8, 12)),
-    "lopsided padding": (nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 5, 3, 2)), "channels first", (4, 6)),
+    "asymmetric padding": (nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 5, 3, 2)), "channels first", (4, 6)),
     "reflected padding": (nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"), "channels first", (8, 12)),
     "max pooling": (nn.MaxPool2d(3, 2, 1), "channels first", (4, 6)),
     "adaptive pooling": (nn.AdaptiveAvgPool2d((3, 5)), "channels first", (3, 5)),
@@ -217,7 +219,7 @@ def test_a_coarser_or_finer_map_is_a_map(name):
 
 
 class Pooled(nn.Module):
-    """Attention whose queries are every other token, as in LeViT: and a class token's: its output is a quarter of the map."""
+    """Attention whose queries are a class token and every other row and column, as in LeViT."""
 
     def __init__(self, fused):
         super().__init__()
@@ -233,18 +235,18 @@ class Pooled(nn.Module):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_attention_gives_what_its_queries_ask_for(fused):
+def test_the_output_of_attention_has_the_positions_of_its_queries(fused):
     assert layout_after(torch.randn(1, 4, 8, 12), Pooled(fused))[0] == Layout("tokens", (4, 6), prefix=1)
 
 
-def test_a_query_of_its_own_pools_the_places_away():
-    """An attention pooling head: what it gives is no map, whichever way it is computed."""
+def test_a_learned_query_gives_no_map():
+    """An attention pooling head: its output is no map, however it is computed."""
     query = torch.randn(1, 1, 4)
     pool = lambda x: F.scaled_dot_product_attention(query, x.flatten(2).mT, x.flatten(2).mT)  # noqa: E731
     assert layout_after(torch.randn(1, 4, 8, 12), pool)[0] is None
 
 
-def test_places_written_into_another_tensor():
+def test_positions_written_into_another_tensor():
     def fill(x):
         out = torch.zeros(1, 3, 10, 14)
         out[:, :, 1:9, 1:13] = x
@@ -253,15 +255,15 @@ def test_places_written_into_another_tensor():
     assert layout_after(torch.randn(1, 3, 8, 12), fill)[0] == Layout("channels first", (8, 12))
 
 
-def test_attention_between_channels_keeps_the_places():
+def test_attention_between_channels_keeps_the_positions():
     attend = lambda x: (x.flatten(2) @ x.flatten(2).mT).softmax(-1) @ x.flatten(2)  # noqa: E731
     assert layout_after(torch.randn(1, 4, 8, 12), attend)[0] == Layout("channels first tokens", (8, 12))
 
 
 # --- against timm's own maps
 
-#: Families that keep their maps in every way there is, not square where they take it, of odd sizes; and how many of
-#: timm's intermediate features are a stream (others lie behind a stem, a downsampling or a norm).
+#: Families with every layout, with maps that are not square or of odd size where possible; and how many of timm's
+#: intermediate features are a stream (the others come after a stem, a downsampling or a norm).
 MODELS = {
     "resnet18": ((40, 72), {}, 4),
     "convnext_atto": ((64, 96), {}, 4),
@@ -291,7 +293,7 @@ def test_the_maps_are_those_that_timm_gives(name):
 
 
 def all_maps(model, images):
-    taps, maps = places(units(model, images)), {}
+    taps, maps = stream_taps(units(model, images)), {}
     with torch.no_grad(), reading(model, taps, lambda i, x: maps.__setitem__(i, grid(x, taps[i].layout).clone())):
         model(images)
     return list(maps.values())
@@ -304,7 +306,7 @@ def is_permuted(a, b):
 
 
 class Local(nn.Module):
-    """Tokens with a class token, of which each sees its own patch alone; a corner that changes shows where it went."""
+    """Tokens behind three other tokens; each depends on its own patch only, so a changed patch shows its position."""
 
     def __init__(self):
         super().__init__()
@@ -320,12 +322,12 @@ class Local(nn.Module):
 
 @given(st.integers(0, 1), st.integers(0, 2))
 @settings(max_examples=6, deadline=None)
-def test_a_patch_that_changes_changes_its_place_of_the_map(i, j):
+def test_a_changed_patch_changes_its_position_of_the_map(i, j):
     model, images = Local(), torch.randn(1, 3, 8, 12)
     changed = images.clone()
     changed[:, :, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4] += 1
-    found = units(model, images)
-    (before,), (after,) = feature_maps(model, images, found), feature_maps(model, changed, found)
+    residual = units(model, images)
+    (before,), (after,) = feature_maps(model, images, residual), feature_maps(model, changed, residual)
     differs = (before != after).any(1)[0]
     expected = torch.zeros(2, 3, dtype=torch.bool)
     expected[i, j] = True

@@ -1,4 +1,4 @@
-"""Lesions of models in which it is known what each unit contributes."""
+"""Lesions of models in which the contribution of each unit is known."""
 
 import copy
 import itertools
@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 import torch
 from known_models import (
+    BINOMIAL,
     Averaging,
     Residual,
     batches,
     blur,
     deciding,
     decisive,
+    filtering,
     identity,
     labelled_images,
     noise,
     pointwise,
     reading_upper_channels,
     sharpen,
+    stem,
     tower,
     unchanged,
 )
@@ -27,9 +30,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from backlight import lesion
-from backlight.anatomy import units, without
 from backlight.errors import UserError
 from backlight.numerics.bootstrap import mean_interval
+from backlight.tracing.find import units
+from backlight.tracing.hooks import without
 
 CLASSES = 4
 
@@ -50,9 +54,9 @@ def attending(value):
 # --- what a lesion costs
 
 
-def test_without_the_unit_that_decides_the_model_guesses():
-    whole, louder, deciding_unit, elsewhere = lesion(decisive(CLASSES), data()).rows()
-    assert (whole["unit"], whole["kind"], whole["accuracy"]) == (-1, "whole", 1)
+def test_without_the_deciding_unit_accuracy_is_chance():
+    intact, louder, deciding_unit, elsewhere = lesion(decisive(CLASSES), data()).rows()
+    assert (intact["unit"], intact["kind"], intact["accuracy"]) == (-1, "whole", 1)
     assert deciding_unit["accuracy"] == 1 / CLASSES
     assert deciding_unit["accuracy_change"] == 1 / CLASSES - 1
     assert deciding_unit["nll"] == pytest.approx(math.log(CLASSES))  # all logits equal
@@ -61,7 +65,7 @@ def test_without_the_unit_that_decides_the_model_guesses():
 
 
 def test_a_lesion_is_a_branch_whose_weights_are_zero():
-    """A second way: the last layer of each branch set to zero in a copy of the model."""
+    """Computed again: the last layer of each branch is set to zero in a copy of the model."""
     model = tower(blur(), sharpen(), pointwise(noise(3, 3)), classes=CLASSES).eval()
     images, labels = noise(30, 3, 8, 8), torch.arange(30) % CLASSES
     _, *rows = lesion(model, batches(images, 10, labels)).rows()
@@ -74,10 +78,10 @@ def test_a_lesion_is_a_branch_whose_weights_are_zero():
         assert row["nll"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
-def test_a_change_is_without_minus_whole_with_a_paired_interval():
+def test_a_change_is_without_minus_intact_with_a_paired_interval():
     images, labels = noise(30, 3, 8, 8), torch.arange(30) % CLASSES
     model = tower(blur(), sharpen(), classes=CLASSES).eval()
-    whole, *rows = lesion(model, batches(images, 30, labels), resamples=200, seed=2).rows()
+    intact, *rows = lesion(model, batches(images, 30, labels), resamples=200, seed=2).rows()
     for i, row in enumerate(rows):
         other = copy.deepcopy(model)
         nn.init.zeros_(other[i + 1].branch.weight)
@@ -85,10 +89,10 @@ def test_a_change_is_without_minus_whole_with_a_paired_interval():
             nll = nn.functional.cross_entropy(model(images), labels, reduction="none")
             without = nn.functional.cross_entropy(other(images), labels, reduction="none")
         paired = mean_interval((without - nll).double().numpy(), resamples=200, seed=2)
-        assert row["nll_change"] == pytest.approx(row["nll"] - whole["nll"])
+        assert row["nll_change"] == pytest.approx(row["nll"] - intact["nll"])
         assert [row[f"nll_change{end}"] for end in ("", "_low", "_high")] == pytest.approx(list(map(float, paired)), abs=1e-6)
         alone = mean_interval(without.double().numpy(), resamples=200, seed=2)
-        assert paired.high - paired.low < 0.7 * (alone.high - alone.low)  # pairing pays
+        assert paired.high - paired.low < 0.7 * (alone.high - alone.low)  # pairing reduces the variance
 
 
 def test_an_idle_unit_costs_nothing():
@@ -96,10 +100,10 @@ def test_an_idle_unit_costs_nothing():
     assert [row[f"{what}_change{end}"] for what in ("accuracy", "nll") for end in ("", "_low", "_high")] == [0] * 6
 
 
-def test_the_evidence_holds_the_whole_models_intervals():
+def test_the_provenance_holds_the_intervals_of_the_intact_model():
     images, labels = labelled_images(40, CLASSES)
     labels[:10] = (labels[:10] + 1) % CLASSES
-    value, low, high = lesion(decisive(CLASSES), batches(images, 20, labels)).evidence["whole"]["accuracy"]
+    value, low, high = lesion(decisive(CLASSES), batches(images, 20, labels)).provenance["whole"]["accuracy"]
     assert value == 0.75
     assert low < 0.75 < high
     assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.75 * 0.25 / 40), rel=0.15)
@@ -145,11 +149,11 @@ def test_a_model_of_one_unit_a_stage_has_nothing_to_compare():
     assert lesion(reading_upper_channels(pointwise(deciding(CLASSES)), classes=CLASSES), data()).claims == []
 
 
-# --- what takes the branch's place
+# --- what replaces a branch
 
 
 def known_replacement(model, module, images, replaced):
-    """Logits with the output of a module replaced by what a function makes of its output for all images."""
+    """Logits with the output of a module replaced by a function of its output for all images."""
     handle = model.get_submodule(module).register_forward_hook(lambda module, args, out: replaced(out))
     try:
         with torch.no_grad():
@@ -167,10 +171,10 @@ def test_a_mean_branch_is_the_mean_over_all_images():
         assert row["nll"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
         zeroed = known_replacement(model, row["module"], images, torch.zeros_like)
         assert row["nll"] != pytest.approx(F.cross_entropy(zeroed, labels).item(), rel=1e-3)
-    assert result.evidence["settings"]["replace"] == "mean"
+    assert result.provenance["settings"]["replace"] == "mean"
 
 
-def test_a_unit_that_adds_the_same_to_all_images_is_not_missed_where_its_mean_is_left():
+def test_a_unit_that_adds_the_same_to_all_images_is_not_needed_if_its_mean_is_left():
     model = tower(attending_constant(), blur(), classes=CLASSES)
     data = batches(noise(20, 3, 8, 8), 10, torch.arange(20) % CLASSES)
     zero, mean = (lesion(model, data, replace=replace).rows()[1] for replace in ("zero", "mean"))
@@ -185,7 +189,7 @@ def attending_constant():
 
 
 def test_a_resampled_branch_is_that_of_another_image():
-    """Answers follow the branch of the unit that decides: right where the other image is of the same class."""
+    """Predictions follow the branch of the deciding unit: correct if the other image has the same class."""
     n = 40
     images, labels = labelled_images(n, CLASSES)
     _, _, row, _ = lesion(decisive(CLASSES), [(images, labels)], replace="resampled", seed=3).rows()
@@ -198,16 +202,16 @@ def test_a_resampled_branch_is_that_of_another_image():
     assert again != other_seed
 
 
-def test_an_image_alone_in_the_last_batch_takes_from_those_before():
+def test_a_last_batch_of_one_image_is_joined_to_the_batch_before():
     images, labels = labelled_images(21, CLASSES)
     result = lesion(decisive(CLASSES), batches(images, 10, labels), replace="resampled")
-    assert result.evidence["images"] == 21
-    with pytest.raises(UserError, match="takes the branch of another image, and there is none"):
+    assert result.provenance["images"] == 21
+    with pytest.raises(UserError, match="needs the branch of another image, and there is only one"):
         lesion(decisive(CLASSES), [(images[:1], labels[:1])], replace="resampled")
 
 
 class Windows(nn.Module):
-    """Cuts a map into quarters and hands each to a layer, as windowed attention does: four parts an image."""
+    """Splits a map into quarters and applies a layer to each, as windowed attention does: four parts per image."""
 
     def __init__(self):
         super().__init__()
@@ -219,14 +223,12 @@ class Windows(nn.Module):
         return self.mix(parts).view(b, 2, 2, c, h // 2, w // 2).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 
 
-def test_branches_in_windows_go_by_image():
-    from known_models import Residual
-
+def test_branches_in_windows_are_split_by_image():
     torch.manual_seed(0)
     model = tower(Residual(Windows()), classes=CLASSES).eval()
     images, labels = noise(12, 3, 8, 8), torch.arange(12) % CLASSES
-    (found,) = units(model, images[:2])
-    assert found.branch[0].module.endswith("mix") or found.branch[0].module.endswith("branch")
+    (unit,) = units(model, images[:2])
+    assert unit.branch[0].module.endswith("mix") or unit.branch[0].module.endswith("branch")
     _, row = lesion(model, [(images, labels)], replace="mean").rows()
     logits = known_replacement(model, "1.branch", images, lambda out: out.mean(0, keepdim=True).expand_as(out))
     assert row["nll"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
@@ -246,11 +248,11 @@ class TokensFirst(nn.Module):
 @pytest.mark.parametrize("replace", ["mean", "resampled"])
 def test_a_branch_whose_first_axis_is_not_the_images_is_left_out(replace):
     images, labels = noise(8, 3, 8, 8), torch.arange(8) % CLASSES
-    with pytest.raises(UserError, match="no branch of Sequential can be told apart by images"):
+    with pytest.raises(UserError, match="no branch of Sequential can be split by image"):
         lesion(tower(TokensFirst(), classes=CLASSES), [(images, labels)], replace=replace)
     result = lesion(tower(TokensFirst(), blur(), classes=CLASSES), [(images, labels)], replace=replace)
     assert [row["unit"] for row in result.rows()] == [-1, 1]
-    assert result.evidence["left_out"] == ["unit 0 (1.mix)"]
+    assert result.provenance["left_out"] == ["unit 0 (1.mix)"]
     assert len(lesion(tower(TokensFirst(), blur(), classes=CLASSES), [(images, labels)]).rows()) == 3
 
 
@@ -268,7 +270,7 @@ def test_without_may_add_something_else():
 
 
 class Heads(nn.Module):
-    """Attention of two heads of four channels over the places of a map: fused, by softmax, or torch's own."""
+    """Attention of two heads of four channels over the positions of a map: fused, by softmax, or torch's own."""
 
     def __init__(self, how):
         super().__init__()
@@ -294,8 +296,6 @@ class Heads(nn.Module):
 
 
 def with_heads(how):
-    from known_models import Residual, stem
-
     torch.manual_seed(1)
     first = stem(3, 8)
     unit = Residual(Heads(how))
@@ -303,8 +303,6 @@ def with_heads(how):
 
 
 def blur_8():
-    from known_models import BINOMIAL, filtering
-
     return filtering(BINOMIAL, channels=8)
 
 
@@ -334,7 +332,7 @@ def test_a_silent_head_is_one_whose_values_are_zero_fused_or_not():
 # --- pairs
 
 
-def test_units_that_do_the_same_are_missed_only_together():
+def test_units_that_do_the_same_are_needed_only_together():
     model = reading_upper_channels(
         pointwise(deciding(CLASSES)), idle(), pointwise(deciding(CLASSES)), classes=CLASSES
     )  # fmt: skip
@@ -365,7 +363,7 @@ def test_an_interaction_is_the_pairs_change_less_both_its_units_and_paired():
     assert both["nll_interaction"] == pytest.approx(both["nll_change"] - one["nll_change"] - two["nll_change"], abs=1e-6)
 
 
-def test_a_budget_draws_pairs_by_the_seed():
+def test_a_number_of_pairs_is_drawn_by_the_seed():
     model = reading_upper_channels(*(idle() for _ in range(5)), classes=CLASSES)
 
     def drawn(seed):
@@ -387,8 +385,8 @@ def test_the_summary_by_position_is_the_mean_over_units():
         pointwise(deciding(CLASSES, 3.0)), attending(nothing), louder, attending(nothing), idle(), classes=CLASSES
     )
     result = lesion(model, data())
-    summary = {(row["position"], row["of"]): row for row in result.evidence["by_position"]}
-    assert {place: row["units"] for place, row in summary.items()} == {
+    summary = {(row["position"], row["of"]): row for row in result.provenance["by_position"]}
+    assert {key: row["units"] for key, row in summary.items()} == {
         ("first", "all"): 1, ("first", "others"): 1, ("middle", "all"): 3, ("middle", "attention"): 2,
         ("middle", "others"): 1, ("last", "all"): 1, ("last", "others"): 1,
     }  # fmt: skip
@@ -397,51 +395,51 @@ def test_the_summary_by_position_is_the_mean_over_units():
     assert summary["last", "all"]["accuracy_change"] == 0
     for row in summary.values():
         singles = [r for r in result.rows()[1:] if row["of"] in ("all", "attention" if r["kind"] == "attention" else "others")]
-        place = {"first": [0], "middle": [1, 2, 3], "last": [4]}[row["position"]]
-        mean = np.mean([r["nll_change"] for r in singles if r["unit"] in place])
+        selected = {"first": [0], "middle": [1, 2, 3], "last": [4]}[row["position"]]
+        mean = np.mean([r["nll_change"] for r in singles if r["unit"] in selected])
         assert row["nll_change"] == pytest.approx(mean, abs=1e-9)
     assert summary["middle", "all"]["nll_change"] > 0.01  # one of three: a sum would be another number
 
 
-def test_a_unit_that_is_a_stage_by_itself_is_at_no_position():
-    assert lesion(reading_upper_channels(idle(), classes=CLASSES), data()).evidence["by_position"] == []
+def test_the_only_unit_of_a_stage_has_no_position():
+    assert lesion(reading_upper_channels(idle(), classes=CLASSES), data()).provenance["by_position"] == []
 
 
 # --- refusals
 
 
 @pytest.mark.parametrize(
-    ("model", "labels", "says"),
+    ("model", "labels", "message"),
     [
         (nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()), torch.tensor([0, 1, 2, 3]), "no residual units"),
-        (tower(blur(), classes=4), None, "no tensor of them"),
+        (tower(blur(), classes=4), None, "no tensor of labels"),
         (tower(blur(), classes=4), torch.tensor([0, 1, 2, 9]), "label 9 "),
         (tower(blur(), classes=4), torch.tensor([0, 1, 2, -100]), "label -100 "),
     ],
 )
-def test_refuses_in_one_sentence(model, labels, says):
+def test_refuses_in_one_sentence(model, labels, message):
     images = noise(4, 3, 8, 8)
-    with unchanged(model.train()), pytest.raises(UserError, match=says) as refusal:
+    with unchanged(model.train()), pytest.raises(UserError, match=message) as refusal:
         lesion(model, [images if labels is None else (images, labels)])
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"replace": "means"}, "did you mean mean"),
-        ({"replace": "mean", "heads": True}, "do not go together"),
-        ({"pairs": -1}, "not -1"),
-        ({"heads": True}, "no attention whose heads could be silenced"),
+        ({"replace": "mean", "heads": True}, "leave out heads or replace"),
+        ({"pairs": -1}, "pairs is -1; it must be at least 0"),
+        ({"heads": True}, "no attention whose heads can be silenced"),
     ],
 )
-def test_refuses_settings_in_one_sentence(options, says):
-    with pytest.raises(UserError, match=says) as refusal:
+def test_refuses_settings_in_one_sentence(options, message):
+    with pytest.raises(UserError, match=message) as refusal:
         lesion(tower(blur(), classes=CLASSES), [(noise(4, 3, 8, 8), torch.arange(4))], **options)
     assert "\n" not in str(refusal.value)
 
 
-def test_images_that_can_be_read_once_have_no_mean():
+def test_the_mean_needs_images_that_can_be_read_twice():
     with pytest.raises(UserError, match="reads the images twice"):
         lesion(tower(blur(), classes=CLASSES), iter([(noise(4, 3, 8, 8), torch.arange(4))]), replace="mean")
 

@@ -1,4 +1,4 @@
-"""The training loss is one fixed function of the weights: against closed forms, by hand, and by its laws."""
+"""The training loss is one fixed function of the weights: closed forms, sums by hand, and its laws."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from backlight.batches import AUGMENTATIONS, Augmentation, draw_batches
+from backlight.curvature.batches import AUGMENTATIONS, Augmentation, draw_batches
+from backlight.curvature.loss import Objective, differentiable, reestimated, soft_cross_entropy, weights_only
 from backlight.errors import UserError
-from backlight.models.zoo import load_model
-from backlight.objective import Objective, differentiable, reestimated, soft_cross_entropy, weights_only
-from backlight.pieces import Pieces
+from backlight.files import PartialResults
+from backlight.models.sources.load import load_model
 
 
 def small() -> nn.Module:
@@ -46,7 +46,7 @@ def test_weight_decay_is_half_its_rate_times_the_squared_norm() -> None:
 
 
 @pytest.mark.parametrize("statistics", ["running", "batch"])
-def test_the_model_is_a_function_and_stays_as_it_was(statistics: str) -> None:
+def test_the_model_is_a_fixed_function_and_is_not_changed(statistics: str) -> None:
     model = small().train()
     model[4].eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -66,7 +66,7 @@ def test_the_model_is_a_function_and_stays_as_it_was(statistics: str) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_running_statistics_are_averaged_over_the_batches_and_put_back() -> None:
+def test_running_statistics_are_averaged_over_the_batches_and_restored() -> None:
     model, first, second = small(), images(6), 2 * images(6) + 1
     model[1].running_mean += 7
     before = model[1].running_mean.clone()
@@ -81,7 +81,7 @@ def test_running_statistics_are_averaged_over_the_batches_and_put_back() -> None
     ("objective", "targets", "sentence"),
     [
         (Objective(loss=F.cross_entropy), torch.tensor([0, 1, 2, 0, 1, 2]), "reduction='none'"),
-        (Objective(), torch.full((6, 4), 0.25, dtype=torch.float64), "3 classes apart and the targets are of 4"),
+        (Objective(), torch.full((6, 4), 0.25, dtype=torch.float64), "3 outputs and the targets have 4 classes"),
         (Objective(), torch.tensor([0, 1, 2, 0, 1, 3]), "a label is 3"),
     ],
 )
@@ -93,7 +93,7 @@ def test_a_loss_that_does_not_fit_is_refused(objective: Objective, targets: torc
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(UserError, match="did you mean running"):
         Objective(statistics="runing")
-    with pytest.raises(UserError, match="weight_decay"):
+    with pytest.raises(UserError, match="weight_decay is -1"):
         Objective(weight_decay=-1)
 
 
@@ -108,7 +108,7 @@ def model() -> nn.Module:
     return load_model(MODEL, pretrained=False, num_classes=10)
 
 
-def test_batches_are_the_same_for_a_seed_and_leave_the_generators_alone(model: nn.Module) -> None:
+def test_batches_depend_on_the_seed_and_do_not_change_the_generators(model: nn.Module) -> None:
     torch.manual_seed(5)
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     one, same, other = (draw_batches("fashion", model=model, images=48, batch_size=16, seed=s) for s in (3, 3, 4))
@@ -121,11 +121,11 @@ def test_batches_are_the_same_for_a_seed_and_leave_the_generators_alone(model: n
         assert not torch.equal(x, x3)
         assert x.shape == (16, 1, 28, 28)
         assert torch.allclose(y.sum(1), torch.ones(16)), "soft targets are probabilities"
-    assert list(one) == list(one), "a second pass gives the very same tensors"
-    assert one.evidence["augmentation"]["mixup"] == 1.0
+    assert list(one) == list(one), "a second pass gives the same tensors"
+    assert one.provenance["augmentation"]["mixup"] == 1.0
 
 
-def test_label_smoothing_and_mixing_show_in_the_targets(model: nn.Module) -> None:
+def test_label_smoothing_and_mixing_make_targets_soft(model: nn.Module) -> None:
     smooth = Augmentation(rand_augment="", mixup=0, cutmix=0, label_smoothing=0.1)
     (_, targets), *_ = draw_batches("fashion", model=model, images=32, batch_size=32, augment=smooth)
     assert torch.allclose(targets.max(1).values, torch.tensor(0.91))
@@ -133,20 +133,20 @@ def test_label_smoothing_and_mixing_show_in_the_targets(model: nn.Module) -> Non
     assert ((mixed > 0.02).sum(1) == 2).any(), "two classes in one image"
 
 
-def test_without_augmentation_the_images_are_those_of_a_test(model: nn.Module) -> None:
+def test_without_augmentation_images_are_prepared_as_test_images_are(model: nn.Module) -> None:
     from backlight import load_data
 
-    drawn = draw_batches("fashion", model=model, images=20, batch_size=10, augment="none", split="test")
+    batches = draw_batches("fashion", model=model, images=20, batch_size=10, augment="none", split="test")
     plain = load_data("fashion", model=model, split="test", limit=20, batch_size=20)
     ((expected, labels),) = list(plain)
-    found = torch.cat([x for x, _ in drawn])
-    order = [next(i for i in range(20) if torch.equal(x, expected[i])) for x in found]
+    images = torch.cat([x for x, _ in batches])
+    order = [next(i for i in range(20) if torch.equal(x, expected[i])) for x in images]
     assert sorted(order) == list(range(20))
     assert order != sorted(order), "shuffled"
-    assert torch.equal(torch.cat([y for _, y in drawn]), labels[order])
+    assert torch.equal(torch.cat([y for _, y in batches]), labels[order])
 
 
-def test_large_images_are_cropped_and_resized_and_colours_kept() -> None:
+def test_images_of_another_size_are_resized_and_have_the_models_colours() -> None:
     coloured = load_model("word:cc?dim=4&stem=cifar&img_size=24", pretrained=False, num_classes=10)
     ((x, _),) = draw_batches("fashion", model=coloured, images=4, batch_size=4, augment="crop")
     assert x.shape == (4, 3, 24, 24)
@@ -161,7 +161,7 @@ def test_large_images_are_cropped_and_resized_and_colours_kept() -> None:
         ({"images": 2, "batch_size": 4}, "fewer than a batch of 4"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(model: nn.Module, settings: dict, sentence: str) -> None:
+def test_wrong_requests_for_batches_are_refused(model: nn.Module, settings: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         draw_batches("fashion", model=model, **settings)
 
@@ -170,18 +170,18 @@ def test_the_paper_augments_as_its_configuration_says() -> None:
     assert AUGMENTATIONS["paper"] == Augmentation(4, True, "rand-m9-n2-mstd1.0", 1.0, 0.8, 0.1)
 
 
-# --- pieces
+# --- partial results
 
 
-def test_pieces_are_kept_for_the_same_request_only(tmp_path) -> None:
-    pieces = Pieces(tmp_path / "p", {"seed": 0})
-    assert pieces.get("a") is None
-    pieces.put("a", {"x": np.arange(3.0)})
-    assert np.array_equal(Pieces(tmp_path / "p", {"seed": 0}).get("a")["x"], np.arange(3.0))
+def test_partial_results_belong_to_one_request(tmp_path) -> None:
+    partial_results = PartialResults(tmp_path / "p", {"seed": 0})
+    assert partial_results.get("a") is None
+    partial_results.put("a", {"x": np.arange(3.0)})
+    assert np.array_equal(PartialResults(tmp_path / "p", {"seed": 0}).get("a")["x"], np.arange(3.0))
     (next((tmp_path / "p").glob("*/a.safetensors"))).write_bytes(b"half")
-    assert Pieces(tmp_path / "p", {"seed": 0}).get("a") is None, "a spoilt piece is computed again"
-    assert Pieces(tmp_path / "p", {"seed": 1}).get("a") is None
+    assert PartialResults(tmp_path / "p", {"seed": 0}).get("a") is None, "a damaged file is computed again"
+    assert PartialResults(tmp_path / "p", {"seed": 1}).get("a") is None
     assert not list((tmp_path / "p").glob("*/a.safetensors"))
-    nothing = Pieces(None, {})
-    nothing.put("a", {"x": np.arange(3.0)})
-    assert nothing.get("a") is None
+    without_folder = PartialResults(None, {})
+    without_folder.put("a", {"x": np.arange(3.0)})
+    assert without_folder.get("a") is None

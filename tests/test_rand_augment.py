@@ -16,18 +16,18 @@ from scipy.stats import chi2_contingency, chisquare, ks_2samp, kstest
 from timm.data import auto_augment
 from torch import Tensor
 
-from backlight.errors import UserError
-from backlight.rand_augment import (
+from backlight.data.rand_augment import (
+    COLOUR_FUNCTIONS,
     DRAWS_PER_LAYER,
     GEOMETRIC,
     OPERATIONS,
-    RECOLOURED,
     Policy,
+    applied,
     argument_of,
-    changed,
-    drawn,
+    drawn_choice,
     rand_augment,
 )
+from backlight.errors import UserError
 
 GREYS = (124, 116, 104)
 LEVELS = (*np.linspace(0, 10, 21), 8.37, 9.999)
@@ -38,9 +38,9 @@ def uniform(rows: int, columns: int, seed: int = 0) -> Tensor:
 
 
 def pictures(channels: int, height: int = 24, width: int = 35) -> np.ndarray:
-    """Noise, a dull ramp, one colour, two colours, dark and light blocks, a smooth picture, noise on white.
+    """Noise, a ramp of low contrast, one colour, two colours, dark and light blocks, a smooth picture, noise on white.
 
-    Large enough that equalizing changes them.  Shapes: (7, H, W, C) uint8.
+    They are large enough for equalization to change them.  Shapes: (7, H, W, C) uint8.
     """
     generator = np.random.default_rng(5)
     y, x = np.mgrid[:height, :width]
@@ -82,16 +82,16 @@ def test_an_operation_is_timms_at_every_level(
     images = pictures(channels)
     fill = torch.tensor(GREYS[:channels], dtype=torch.uint8).view(1, -1, 1, 1)
     for cubic in (False, True) if name in GEOMETRIC else (False,):
-        how = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
+        mode = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
         for sign in (-1.0, 1.0):
             monkeypatch.setattr(auto_augment, "_randomly_negate", lambda value, sign=sign: sign * value)
             for level in LEVELS:
-                hparams = {"img_mean": fill_of(channels), "interpolation": how}
+                hparams = {"img_mean": fill_of(channels), "interpolation": mode}
                 operation = auto_augment.AugmentOp(theirs, prob=1.0, magnitude=level, hparams=hparams)
                 argument = argument_of(name, *torch.tensor([[level], [sign]], dtype=torch.float64), increasing).expand(7)
-                kept = torch.full((7,), OPERATIONS.index(name)), argument, torch.full((7,), cubic)
-                ours = changed(batch(images), *kept, fill).permute(0, 2, 3, 1).numpy()
-                if name == "Posterize" and argument[0] == 0:  # refused by today's Pillow
+                choice = torch.full((7,), OPERATIONS.index(name)), argument, torch.full((7,), cubic)
+                ours = applied(batch(images), *choice, fill).permute(0, 2, 3, 1).numpy()
+                if name == "Posterize" and argument[0] == 0:  # new versions of Pillow refuse it
                     assert not ours.any()
                     continue
                 expected = np.stack([values(operation(picture(image))) for image in images])
@@ -99,7 +99,7 @@ def test_an_operation_is_timms_at_every_level(
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_tiny_images_are_no_exception(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operation_is_timms_on_tiny_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto_augment, "_randomly_negate", lambda value: value)
     fill = torch.tensor(GREYS, dtype=torch.uint8).view(1, -1, 1, 1)
     for height, width in ((1, 1), (2, 5), (3, 3)):
@@ -107,26 +107,26 @@ def test_tiny_images_are_no_exception(name: str, monkeypatch: pytest.MonkeyPatch
         hparams = {"img_mean": GREYS, "interpolation": Image.Resampling.BICUBIC}
         operation = auto_augment.AugmentOp(name, prob=1.0, magnitude=8, hparams=hparams)
         argument = argument_of(name, *torch.tensor([[8.0], [1.0]], dtype=torch.float64), False).expand(7)
-        ours = changed(batch(images), torch.full((7,), OPERATIONS.index(name)), argument, torch.ones(7).bool(), fill)
+        ours = applied(batch(images), torch.full((7,), OPERATIONS.index(name)), argument, torch.ones(7).bool(), fill)
         expected = np.stack([values(operation(picture(image))) for image in images])
         assert np.array_equal(ours.permute(0, 2, 3, 1).numpy(), expected)
 
 
 def test_contrast_is_stretched_as_pillow_does_between_any_two_values() -> None:
-    """Pillow's steps in double precision lose a whole number here and there; we lose the same."""
+    """Pillow's arithmetic in double precision is off by one at some values; ours is off by one at the same values."""
     between = [(low, high) for low in range(0, 255, 6) for high in range(low + 1, 256)]
     ramps = torch.stack([torch.arange(256).clamp(*ends) for ends in between]).to(torch.uint8)
-    ours = RECOLOURED["AutoContrast"](ramps[:, None, None], torch.zeros(len(ramps)))[:, 0, 0]
+    ours = COLOUR_FUNCTIONS["AutoContrast"](ramps[:, None, None], torch.zeros(len(ramps)))[:, 0, 0]
     theirs = [np.asarray(ImageOps.autocontrast(Image.fromarray(ramp[None]))) for ramp in ramps.numpy()]
     assert np.array_equal(ours.numpy(), np.concatenate(theirs))
 
 
 class Row:
-    """Stands in for the modules ``random`` and NumPy in timm's RandAugment: its answers are the numbers of one row."""
+    """Replaces the modules ``random`` and NumPy in timm's RandAugment: it returns the numbers of one row."""
 
     def __init__(self, row: list[float]) -> None:
         self.layers = [row[i : i + DRAWS_PER_LAYER] for i in range(0, len(row), DRAWS_PER_LAYER)]
-        self.layer, self.asked = -1, 0
+        self.layer, self.calls = -1, 0
 
     def operations(self, ops: list[Any], *_: object, **__: object) -> list[Any]:
         named = {op.name.removesuffix("Increasing"): op for op in ops}
@@ -134,15 +134,15 @@ class Row:
 
     def starting(self, layer: int, operation: Any) -> Any:
         def apply(image: Image.Image) -> Image.Image:
-            self.layer, self.asked = layer, 0
+            self.layer, self.calls = layer, 0
             return operation(image)
 
         return apply
 
     def random(self) -> float:
-        """Whether, then the sign, which timm makes negative above one half."""
-        self.asked += 1
-        return self.layers[self.layer][1] if self.asked == 1 else 1 - self.layers[self.layer][3]
+        """Whether the operation is applied, then its sign, which timm makes negative above 1/2."""
+        self.calls += 1
+        return self.layers[self.layer][1] if self.calls == 1 else 1 - self.layers[self.layer][3]
 
     def gauss(self, mean: float, deviation: float) -> float:
         return NormalDist(mean, deviation).inv_cdf(self.layers[self.layer][2])
@@ -153,7 +153,7 @@ class Row:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("spelling", ["rand-m9-n2-mstd1.0", "rand-m7-n3-mstd0.5-inc1", "rand-m6-mstd3", "rand-m8-n1"])
-def test_the_whole_is_timms_for_the_same_numbers(channels: int, spelling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_layers_are_timms_for_the_same_numbers(channels: int, spelling: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = Policy.named(spelling)
     theirs = auto_augment.rand_augment_transform(spelling, {"img_mean": fill_of(channels)})
     images = np.concatenate([pictures(channels)[[0, 1, 5]]] * 60)
@@ -170,17 +170,17 @@ def test_the_whole_is_timms_for_the_same_numbers(channels: int, spelling: str, m
 
 
 def posterized(by_pillow: Any, image: Image.Image, bits: int) -> Image.Image:
-    """As Pillow did before it refused to keep no bits at all."""
+    """As Pillow did before it refused 0 bits."""
     return by_pillow(image, bits) if bits else image.point([0] * 256 * len(image.getbands()))
 
 
-def told_by_timm(spelling: str, times: int) -> list[list[tuple[str, float | None]]]:
-    """The operations that timm chose, layer by layer, with their arguments; None where it left the image alone."""
+def choices_of_timm(spelling: str, times: int) -> list[list[tuple[str, float | None]]]:
+    """The operations that timm applies, layer by layer, with their arguments; None where it applies none."""
     theirs = auto_augment.rand_augment_transform(spelling, {"img_mean": GREYS})
-    told: list[list[tuple[str, float | None]]] = []
+    choices: list[list[tuple[str, float | None]]] = []
 
     def note(name: str, image: object, *arguments: float, **_: object) -> object:
-        told[-1].append((name, arguments[0] if arguments else 0.0))
+        choices[-1].append((name, arguments[0] if arguments else 0.0))
         return image
 
     class Noting:
@@ -189,51 +189,53 @@ def told_by_timm(spelling: str, times: int) -> list[list[tuple[str, float | None
             operation.aug_fn = partial(note, self.name)
 
         def __call__(self, image: object) -> object:
-            before = len(told[-1])
+            before = len(choices[-1])
             self.operation(image)
-            if len(told[-1]) == before:
-                told[-1].append(("none", None))
+            if len(choices[-1]) == before:
+                choices[-1].append(("none", None))
             return image
 
     theirs.ops = [Noting(operation) for operation in theirs.ops]
     random.seed(0)
     np.random.seed(0)
     for _ in range(times):
-        told.append([])
+        choices.append([])
         theirs(object())
-    return told
+    return choices
 
 
 @pytest.mark.parametrize("spelling", ["rand-m9-n2-mstd1.0", "rand-m5-n2-mstd2.5-inc1"])
 def test_operations_and_magnitudes_are_distributed_as_timms(spelling: str) -> None:
     policy, times = Policy.named(spelling), 12000
-    theirs = told_by_timm(spelling, times)
+    theirs = choices_of_timm(spelling, times)
     settings: Any = {key: value for key, value in vars(policy).items() if key != "layers"}
-    layers = [drawn(row, **settings) for row in uniform(times, policy.draws).split(DRAWS_PER_LAYER, dim=1)]
+    layers = [drawn_choice(row, **settings) for row in uniform(times, policy.draws).split(DRAWS_PER_LAYER, dim=1)]
     names = np.array([*OPERATIONS, "none"])
     ours = np.stack([names[layer.operation] for layer in layers], 1)
     for layer in range(2):
         counts = Counter(ours[:, layer].tolist())
         expected = [times / 30] * 15 + [times / 2]
         assert chisquare([counts[name] for name in names], expected).pvalue > 1e-3
-        assert alike([told[layer][0] for told in theirs], ours[:, layer])
+        assert same_distribution([choices[layer][0] for choices in theirs], ours[:, layer])
     family = {name: name if name == "none" else name[0] for name in names}
-    assert alike(*([family[a] + family[b] for a, b in pairs] for pairs in ([(a[0], b[0]) for a, b in theirs], ours.tolist())))
+    assert same_distribution(
+        *([family[a] + family[b] for a, b in pairs] for pairs in ([(a[0], b[0]) for a, b in theirs], ours.tolist()))
+    )
     for name in OPERATIONS:
         mine = np.concatenate([layer.argument[layer.operation == OPERATIONS.index(name)].numpy() for layer in layers])
-        timms = np.array([argument for told in theirs for other, argument in told if other == name])
+        timms = np.array([argument for choices in theirs for other, argument in choices if other == name])
         if name in ("Posterize", "Solarize", "SolarizeAdd", "AutoContrast", "Equalize", "Invert"):
-            assert alike(timms.tolist(), mine.tolist())
+            assert same_distribution(timms.tolist(), mine.tolist())
         else:
             assert ks_2samp(timms, mine).pvalue > 1e-3
-            assert alike(np.sign(timms), np.sign(mine))  # of what is symmetric, half each
+            assert same_distribution(np.sign(timms), np.sign(mine))  # for symmetric operations, half of each sign
     cubic = torch.cat([layer.cubic for layer in layers]).double()
     assert abs(cubic.mean().item() - 0.5) < 4 * 0.5 / len(cubic) ** 0.5
 
 
 @pytest.mark.parametrize(("magnitude", "deviation"), [(9, 1.0), (5, 2.5)])
-def test_levels_are_normal_around_the_magnitude_and_cut_to_0_and_10(magnitude: int, deviation: float) -> None:
-    choice = drawn(uniform(150000, DRAWS_PER_LAYER), magnitude=magnitude, deviation=deviation, increasing=False)
+def test_levels_are_normal_around_the_magnitude_and_clamped_to_0_and_10(magnitude: int, deviation: float) -> None:
+    choice = drawn_choice(uniform(150000, DRAWS_PER_LAYER), magnitude=magnitude, deviation=deviation, increasing=False)
     turned = choice.argument[choice.operation == OPERATIONS.index("Rotate")].abs().numpy() / 3
     shifted = choice.argument[choice.operation == OPERATIONS.index("TranslateXRel")].abs().numpy() / 0.045
     levels, law = np.concatenate([turned, shifted]), NormalDist(magnitude, deviation)
@@ -244,17 +246,17 @@ def test_levels_are_normal_around_the_magnitude_and_cut_to_0_and_10(magnitude: i
         assert abs(share - expected) < 4 * (expected * (1 - expected) / len(levels)) ** 0.5 + 1e-9
 
 
-def alike(one: Any, other: Any) -> bool:
-    """Whether two samples of names or whole numbers may come from one distribution (chi-square; rare ones together)."""
+def same_distribution(one: Any, other: Any) -> bool:
+    """Whether two samples of names or integers may come from one distribution (chi-square; rare values are pooled)."""
     counts = [Counter(sample if isinstance(sample, list) else list(sample)) for sample in (one, other)]
-    often = [key for key in counts[0] | counts[1] if counts[0][key] + counts[1][key] >= 20]
-    table = [[count[key] for key in often] + [sum(count.values()) - sum(count[key] for key in often)] for count in counts]
-    kept = np.array(table)[:, np.sum(table, axis=0) > 0]
-    return kept.shape[1] < 2 or bool(chi2_contingency(kept).pvalue > 1e-3)
+    frequent = [key for key in counts[0] | counts[1] if counts[0][key] + counts[1][key] >= 20]
+    table = [[count[key] for key in frequent] + [sum(count.values()) - sum(count[key] for key in frequent)] for count in counts]
+    nonempty = np.array(table)[:, np.sum(table, axis=0) > 0]
+    return nonempty.shape[1] < 2 or bool(chi2_contingency(nonempty).pvalue > 1e-3)
 
 
 def test_many_augmented_images_have_timms_statistics() -> None:
-    """Nothing is patched here: means over 3,000 images each, apart by no more than their standard errors allow."""
+    """Nothing is patched here: means over 3,000 images each, which differ by less than 4 standard errors."""
     image, times = pictures(3, 20, 24)[5], 3000
     theirs = auto_augment.rand_augment_transform("rand-m9-n2-mstd1.0", {"img_mean": GREYS})
     random.seed(1)
@@ -270,7 +272,7 @@ def test_many_augmented_images_have_timms_statistics() -> None:
 
 def statistics(images: np.ndarray) -> list[np.ndarray]:
     """Mean, deviation, slope across, slope down, roughness, colourfulness, corner.  Shapes: (B, H, W, C) -> (B,) each."""
-    real = np.ascontiguousarray(images).astype(float)  # sums in one order: many images are alike to the last bit
+    real = np.ascontiguousarray(images).astype(float)  # one order of summation, because many images are bit-identical
     across, down = np.diff(real, axis=2), np.diff(real, axis=1)
     return [
         real.mean((1, 2, 3)),
@@ -286,26 +288,26 @@ def statistics(images: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_is_the_same_however_the_batch_is_split(channels: int) -> None:
     images, u = batch(np.concatenate([pictures(channels, 17, 22)] * 20)), uniform(140, Policy().draws)
-    before, whole = images.clone(), rand_augment(images, u)
-    assert whole.dtype == torch.uint8
-    assert whole.shape == images.shape
+    before, expected = images.clone(), rand_augment(images, u)
+    assert expected.dtype == torch.uint8
+    assert expected.shape == images.shape
     for size in (1, 9, 70):
         parts = [rand_augment(*part) for part in zip(images.split(size), u.split(size), strict=True)]
-        assert torch.equal(torch.cat(parts), whole)
-    assert torch.equal(rand_augment(images.flip(0), u.flip(0)).flip(0), whole)
+        assert torch.equal(torch.cat(parts), expected)
+    assert torch.equal(rand_augment(images.flip(0), u.flip(0)).flip(0), expected)
     assert torch.equal(images, before)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_makes_the_same_images_and_is_not_waited_for() -> None:
+def test_a_gpu_makes_the_same_images_without_a_synchronisation() -> None:
     images, u = batch(np.concatenate([pictures(3, 32, 32)] * 50)), uniform(350, Policy().draws)
-    there = images.cuda()
+    on_gpu = images.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        made = rand_augment(there, u)
+        augmented = rand_augment(on_gpu, u)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(made.cpu(), rand_augment(images, u))
+    assert torch.equal(augmented.cpu(), rand_augment(images, u))
 
 
 def test_grey_images_in_colour_are_augmented_as_grey_ones() -> None:
@@ -315,26 +317,26 @@ def test_grey_images_in_colour_are_augmented_as_grey_ones() -> None:
     assert torch.equal(coloured, rand_augment(grey, u, fill=90).expand(-1, 3, -1, -1))
 
 
-@pytest.mark.parametrize("how", ["bilinear", "bicubic"])
-def test_the_interpolation_can_be_told(how: str) -> None:
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_the_interpolation_can_be_set(mode: str) -> None:
     images, u = batch(np.concatenate([pictures(3)] * 20)), uniform(140, Policy().draws)
     fixed = u.clone()
-    fixed[:, 4::DRAWS_PER_LAYER] = 0.1 if how == "bicubic" else 0.9
-    assert torch.equal(rand_augment(images, u, interpolation=how), rand_augment(images, fixed))
-    assert not torch.equal(rand_augment(images, u, interpolation=how), rand_augment(images, u))
+    fixed[:, 4::DRAWS_PER_LAYER] = 0.1 if mode == "bicubic" else 0.9
+    assert torch.equal(rand_augment(images, u, interpolation=mode), rand_augment(images, fixed))
+    assert not torch.equal(rand_augment(images, u, interpolation=mode), rand_augment(images, u))
 
 
 def test_the_smallest_and_largest_numbers_are_levels_too() -> None:
     for number in (0.0, float(np.nextafter(1.0, 0.0))):
         u = torch.full((1, DRAWS_PER_LAYER), number, dtype=torch.float64)
         for deviation in (0.0, 1.0):
-            choice = drawn(u, magnitude=9, deviation=deviation, increasing=False)
+            choice = drawn_choice(u, magnitude=9, deviation=deviation, increasing=False)
             assert choice.argument.isfinite().all()
             assert choice.operation.item() in (0, 15)
 
 
 @pytest.mark.parametrize("spelling", ["rand-m9-n2-mstd1.0", "rand-m9-mstd0.5-inc1", "rand-n3", "rand-mstd0.25-m0", "rand"])
-def test_a_spelling_means_what_it_means_to_timm(spelling: str) -> None:
+def test_a_spelling_gives_timms_settings(spelling: str) -> None:
     policy, theirs = Policy.named(spelling), auto_augment.rand_augment_transform(spelling)
     assert policy.layers == theirs.num_layers
     assert {policy.magnitude} == {op.magnitude for op in theirs.ops}
@@ -371,7 +373,7 @@ def test_numbers_out_of_range_are_refused(spelling: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "options", "says"),
+    ("images", "options", "message"),
     [
         (torch.zeros(2, 3, 4, 4), {}, "uint8 images of 1 or 3 channels, not 3 channels of torch.float32"),
         (torch.zeros(2, 2, 4, 4, dtype=torch.uint8), {}, "not 2 channels"),
@@ -380,6 +382,6 @@ def test_numbers_out_of_range_are_refused(spelling: str) -> None:
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), {"interpolation": "nearest"}, "not 'nearest'"),
     ],
 )
-def test_what_does_not_fit_is_refused(images: Tensor, options: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_arguments_that_do_not_fit_are_refused(images: Tensor, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         rand_augment(images, uniform(2, 10), **options)

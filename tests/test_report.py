@@ -20,16 +20,17 @@ import torch
 from torch import nn
 
 from backlight import report
-from backlight.analyses import ANALYSES
-from backlight.analyses.calibration import Calibration, calibration
-from backlight.analyses.fourier import Fourier, fourier
-from backlight.analyses.lesion import Lesion, lesion
-from backlight.analyses.variance import Variance, variance
+from backlight.analyses.calibration.measure import Calibration
+from backlight.analyses.catalog import CATALOG, calibration, fourier, lesion, variance
+from backlight.analyses.fourier.measure import Fourier
+from backlight.analyses.lesion.measure import Lesion
+from backlight.analyses.variance.measure import Variance
 from backlight.errors import UserError
 from backlight.report import page as page_module
 from backlight.report import write_report
-from backlight.report.sections import GENERIC
-from backlight.result import Claim, Result
+from backlight.report.sections import DEFAULT
+from backlight.results.claim import Claim
+from backlight.results.result import Result
 
 NASTY = "<img src=x onerror=alert(1)></script>"
 MODULE = "blocks.<b>2</b>"
@@ -101,7 +102,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for result in results_of(name, kinds):
                 result.save(folder / slug / result.analysis)
     (folder / "study.json").write_text(
-        json.dumps({"models": ["resnet18", NASTY], "analyses": [*ANALYSES], "data": {"name": "noise"}})
+        json.dumps({"models": ["resnet18", NASTY], "analyses": [*CATALOG], "data": {"name": "noise"}})
     )
     units = [unit | {"shape": [65, 192]} for unit in word("amamam")]
     (folder / "nasty" / "model.json").write_text(json.dumps({"model": NASTY, "parameters": 2721226, "units": units}))
@@ -194,7 +195,7 @@ def test_a_failed_write_leaves_the_page_as_it_was(study: Path, monkeypatch: pyte
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(UserError, match="No space left"):
         write_report(study)
     assert path.read_text() == "before"
@@ -231,7 +232,7 @@ def test_words(study: Path) -> None:
     assert "mean of 4 or 6 units (nepers)" in text
     assert "Of 1 statement of the paper that could be tested, 1 holds in every model" in text
     for name in ("fourier", "variance", "lesion", "calibration"):
-        assert ANALYSES[name] in text
+        assert CATALOG[name].question in text
 
 
 def test_random_weights_are_said(study: Path) -> None:
@@ -266,9 +267,9 @@ def test_what_is_missing_or_broken_is_said(study: Path) -> None:
     seen = Reader(write_report(study))
     for sentence in (
         "resnet18, lesion: not there yet",
-        "resnet/fourier is not a whole result",
-        "nasty/calibration is not a whole result",
-        "nasty/variance is not a whole result",
+        "resnet/fourier is not a complete result",
+        "nasty/calibration is not a complete result",
+        "nasty/variance is not a complete result",
         "hessian: out of memory",
         "nasty/model.json could not be read",
     ):
@@ -289,8 +290,8 @@ def test_a_result_without_its_columns_is_left_out(study: Path) -> None:
 def test_models_measured_unlike_each_other_are_marked(study: Path) -> None:
     path = study / "resnet" / "fourier" / "result.json"
     document = json.loads(path.read_text())
-    document["evidence"]["settings"]["radial"] = True
-    document["evidence"]["images"] = 500
+    document["provenance"]["settings"]["radial"] = True
+    document["provenance"]["images"] = 500
     path.write_text(json.dumps(document))
     text = Reader(write_report(study)).text
     assert "they differ in images" in text
@@ -305,7 +306,7 @@ def test_two_models_of_one_name_are_told_apart(study: Path) -> None:
 
 def test_an_analysis_without_a_section_gets_a_table(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sections = page_module.section_of
-    monkeypatch.setattr(page_module, "section_of", lambda name: GENERIC if name == "variance" else sections(name))
+    monkeypatch.setattr(page_module, "section_of", lambda name: DEFAULT if name == "variance" else sections(name))
     monkeypatch.setattr(page_module, "ROWS_SHOWN", 3)
     seen = Reader(write_report(study))
     assert "variance_low" in seen.text

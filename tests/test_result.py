@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 
 from backlight import calibration, fourier, lesion, load, variance
 from backlight.errors import UserError
-from backlight.result import Claim, plain, writing
+from backlight.files import atomic_folder
+from backlight.results.claim import Claim
+from backlight.results.result import plain
 
 ANALYSES = [fourier, variance, lesion, calibration]
 
@@ -59,7 +61,7 @@ def test_what_is_loaded_is_what_was_saved(result, saved):
     assert again.model == result.model
     np.testing.assert_equal(again.rows(), result.rows())  # NaN equals NaN
     assert again.claims == result.claims
-    assert again.evidence == result.evidence
+    assert again.provenance == result.provenance
     assert again.arrays.keys() == result.arrays.keys()
     for name, array in result.arrays.items():
         np.testing.assert_array_equal(again.arrays[name], array)
@@ -88,10 +90,10 @@ def test_the_json_is_strict(small, tmp_path):
         raise AssertionError(constant)
 
     claim = Claim("", "", "", math.nan, -math.inf, math.inf, "undecided")
-    evidence = {**small.evidence, "odd": [math.nan, np.float32(0.5), np.int64(3), (1, {"x": np.nan})]}
-    folder = replace(small, claims=[claim], evidence=evidence).save(tmp_path / "there")
+    provenance = {**small.provenance, "odd": [math.nan, np.float32(0.5), np.int64(3), (1, {"x": np.nan})]}
+    folder = replace(small, claims=[claim], provenance=provenance).save(tmp_path / "there")
     document = json.loads((folder / "result.json").read_text(encoding="utf-8"), parse_constant=refuse)
-    assert document["evidence"]["odd"] == [None, 0.5, 3, [1, {"x": None}]]
+    assert document["provenance"]["odd"] == [None, 0.5, 3, [1, {"x": None}]]
     assert document["model"] == "ours/Δ <b>net</b>"
     (again,) = load(folder).claims
     assert all(math.isnan(x) for x in (again.value, again.low, again.high))
@@ -107,17 +109,17 @@ def test_rows_are_plain_python(result):
 
 
 def test_evidence_names_what_the_numbers_stand_on(result):
-    evidence = result.evidence
-    assert evidence["images"] == 12
-    assert evidence["settings"]["resamples"] == 20
-    assert evidence["settings"]["seed"] == 0
-    assert {"python", "torch", "backlight"} <= set(evidence["versions"])
-    assert len(evidence["model"]["weights_sha256"]) == 64
-    assert evidence["seconds"] >= 0
+    provenance = result.provenance
+    assert provenance["images"] == 12
+    assert provenance["settings"]["resamples"] == 20
+    assert provenance["settings"]["seed"] == 0
+    assert {"python", "torch", "backlight"} <= set(provenance["versions"])
+    assert len(provenance["model"]["weights_sha256"]) == 64
+    assert provenance["seconds"] >= 0
 
 
 def test_the_hash_is_of_the_weights():
-    from backlight.evidence import weights_sha256
+    from backlight.results.provenance import weights_sha256
 
     one, same, other = tower(blur()), tower(blur()), tower(sharpen())
     assert weights_sha256(one) == weights_sha256(same) != weights_sha256(other)
@@ -168,7 +170,7 @@ def test_a_newer_result_takes_the_place_of_the_older_one(small, saved, tmp_path)
 def test_the_old_folder_stands_until_the_new_one_is_whole(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "result.json").write_text("old")
-    with writing(tmp_path / "there") as draft:
+    with atomic_folder(tmp_path / "there") as draft:
         (draft / "result.json").write_text("new")
         assert (tmp_path / "there" / "result.json").read_text() == "old"
         assert draft.parent == tmp_path  # on the same disk, or a rename is a copy
@@ -195,7 +197,7 @@ def test_killed_at_any_step_the_folder_is_whole_or_not_there(tmp_path, monkeypat
         return do
 
     def write(text):
-        with writing(tmp_path / "there") as draft:
+        with atomic_folder(tmp_path / "there") as draft:
             for file in ("a", "b", "result.json"):
                 (draft / file).write_text(text)
 
@@ -274,18 +276,18 @@ def test_a_damaged_folder_is_no_result(saved, tmp_path, file, damage):
             return  # results without arrays have none
     else:
         (folder / file).write_bytes(b"" if damage == "empty" else whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="does not hold a whole result of Backlight") as refusal:
+    with pytest.raises(UserError, match="holds no complete result of Backlight") as refusal:
         load(folder)
     one_sentence(refusal)
 
 
 def test_other_json_is_no_result(saved, tmp_path):
     folder = shutil.copytree(saved["variance"], tmp_path / "there")
-    for document in ("[]", "{}", '{"analysis": "furier", "model": "x", "claims": [], "evidence": {}}', "3"):
+    for document in ("[]", "{}", '{"analysis": "furier", "model": "x", "claims": [], "provenance": {}}', "3"):
         (folder / "result.json").write_text(document)
-        with pytest.raises(UserError, match="does not hold a whole result"):
+        with pytest.raises(UserError, match="holds no complete result"):
             load(folder)
-    with pytest.raises(UserError, match="does not hold a whole result"):
+    with pytest.raises(UserError, match="holds no complete result"):
         load(tmp_path / "nowhere")
 
 
@@ -359,6 +361,6 @@ def test_what_a_killed_run_left_behind_is_cleared_away(tmp_path):
         draft.mkdir()
     for draft in (old, other):
         os.utime(draft, (0, 0))
-    with writing(tmp_path / "variance") as draft:
+    with atomic_folder(tmp_path / "variance") as draft:
         (draft / "result.json").touch()
     assert {path.name for path in tmp_path.iterdir()} == {"variance", fresh.name, other.name}

@@ -3,41 +3,44 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import TINY, TINY_ALTERNATING
 
+from backlight.analyses.catalog import CATALOG
+from backlight.cli.analyses import DEMO
 from backlight.errors import UserError
-from backlight.result import load
-from backlight.setup import Setup
-from backlight.study import folder_name, run_study
+from backlight.settings import options
+from backlight.study.config import read_config
+from backlight.study.folder import folder_name, load, read_study
+from backlight.study.plan import plan
+from backlight.study.run import run_study
+from backlight.study.settings import StudySettings
 
-SMALL = Setup(limit=20, resamples=50, pretrained=False)
-ASKED: dict[str, dict[str, object]] = {"fourier": {}, "variance": {}, "lesion": {}, "calibration": {}}
+SMALL = StudySettings(limit=20, resamples=50, pretrained=False)
+ANALYSES: dict[str, dict[str, object]] = {"fourier": {}, "variance": {}, "lesion": {}, "calibration": {}}
 
 
 def test_a_study_is_a_folder_of_results(tmp_path: Path) -> None:
-    cells = list(run_study([TINY, TINY_ALTERNATING], ASKED, SMALL, tmp_path))
+    cells = list(run_study([TINY, TINY_ALTERNATING], ANALYSES, SMALL, tmp_path))
     assert [(cell.model, cell.error, cell.skipped) for cell in cells] == [
-        (m, "", False) for m in (TINY, TINY_ALTERNATING) for _ in ASKED
+        (m, "", False) for m in (TINY, TINY_ALTERNATING) for _ in ANALYSES
     ]
     for cell in cells:
         saved = load(tmp_path / folder_name(cell.model) / cell.analysis)
         assert str(saved.rows()) == str(cell.result.rows())
     assert json.loads((tmp_path / folder_name(TINY_ALTERNATING) / "model.json").read_text())["word"] == "c ca"
-    assert json.loads((tmp_path / "study.json").read_text())["models"] == [TINY, TINY_ALTERNATING]
+    assert json.loads((tmp_path / "study.json").read_text())["cells"] == {m: [*ANALYSES] for m in (TINY, TINY_ALTERNATING)}
 
 
 def test_together_or_alone_the_numbers_are_the_same(tmp_path: Path) -> None:
-    together = {cell.analysis: cell.result for cell in run_study([TINY], ASKED, SMALL)}
-    for name in ASKED:
+    together = {cell.analysis: cell.result for cell in run_study([TINY], ANALYSES, SMALL)}
+    for name in ANALYSES:
         (alone,) = run_study([TINY], {name: {}}, SMALL)
         assert str(alone.result.rows()) == str(together[name].rows())
 
@@ -45,7 +48,7 @@ def test_together_or_alone_the_numbers_are_the_same(tmp_path: Path) -> None:
 def test_what_is_there_is_not_done_again(tmp_path: Path) -> None:
     list(run_study([TINY], {"variance": {}}, SMALL, tmp_path))
     before = (tmp_path / folder_name(TINY) / "variance" / "result.json").stat().st_mtime_ns
-    cells = list(run_study([TINY], ASKED, SMALL, tmp_path))
+    cells = list(run_study([TINY], ANALYSES, SMALL, tmp_path))
     assert [cell.analysis for cell in cells if cell.skipped] == ["variance"]
     assert len(cells) == 4
     assert (tmp_path / folder_name(TINY) / "variance" / "result.json").stat().st_mtime_ns == before
@@ -53,11 +56,11 @@ def test_what_is_there_is_not_done_again(tmp_path: Path) -> None:
 
 def test_results_made_with_other_settings_are_not_mixed(tmp_path: Path) -> None:
     list(run_study([TINY], {"variance": {}}, SMALL, tmp_path))
-    other = Setup(limit=30, resamples=50, pretrained=False)
+    other = StudySettings(limit=30, resamples=50, pretrained=False)
     with pytest.raises(UserError, match="limit 20, not 30: choose another --out, or --overwrite"):
         list(run_study([TINY], {"variance": {}}, other, tmp_path))
     (cell,) = run_study([TINY], {"variance": {}}, other, tmp_path, overwrite=True)
-    assert cell.result.evidence["images"] == 30
+    assert cell.result.provenance["images"] == 30
 
 
 def test_a_cell_that_fails_does_not_stop_the_rest(tmp_path: Path) -> None:
@@ -77,26 +80,15 @@ def test_a_single_command_does_not_go_on(tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_numbers() -> None:
     (one,), (two,) = (run_study([TINY], {"lesion": {}}, SMALL) for _ in range(2))
     assert str(one.result.rows()) == str(two.result.rows())
-    assert one.result.evidence["data"]["ids_sha256"] == two.result.evidence["data"]["ids_sha256"]
-    (three,) = run_study([TINY], {"lesion": {}}, Setup(limit=20, resamples=50, pretrained=False, seed=1))
-    assert three.result.evidence["data"]["ids_sha256"] != one.result.evidence["data"]["ids_sha256"]
+    assert one.result.provenance["data"]["ids_sha256"] == two.result.provenance["data"]["ids_sha256"]
+    (three,) = run_study([TINY], {"lesion": {}}, StudySettings(limit=20, resamples=50, pretrained=False, seed=1))
+    assert three.result.provenance["data"]["ids_sha256"] != one.result.provenance["data"]["ids_sha256"]
 
 
 def study_process(out: Path) -> subprocess.Popen[bytes]:
-    words = [
-        "study",
-        "--models",
-        TINY,
-        TINY_ALTERNATING,
-        "--out",
-        out,
-        "--no-pretrained",
-        "--limit",
-        "400",
-        "--batch-size",
-        "8",
-    ]
-    return subprocess.Popen([sys.executable, "-m", "backlight", *map(str, words)], stderr=subprocess.PIPE)
+    analyses = ["--analyses", "variance", "lesion", "calibration"]
+    words = ["--models", TINY, TINY_ALTERNATING, *analyses, "--out", out, "--no-pretrained", "--limit", 400, "--batch-size", 8]
+    return subprocess.Popen([sys.executable, "-m", "backlight", "study", *map(str, words)], stderr=subprocess.PIPE)
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
@@ -112,51 +104,126 @@ def test_a_study_that_is_stopped_goes_on(tmp_path: Path, how: signal.Signals, co
     there = {
         path.parent: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json") if not path.parent.name.startswith(".")
     }
-    assert 0 < len(there) < 10
+    assert 0 < len(there) < 6
     for folder in there:
         load(folder)  # whole
     assert study_process(tmp_path).wait() == 0
-    assert len([path for path in tmp_path.glob("*/*/result.json") if not path.parent.name.startswith(".")]) == 10
+    assert len([path for path in tmp_path.glob("*/*/result.json") if not path.parent.name.startswith(".")]) == 6
     assert all((folder / "result.json").stat().st_mtime_ns == when for folder, when in there.items())
 
 
-def test_failed_cells_exit_with_5(tmp_path: Path) -> None:
-    words = [
-        "study",
-        "--models",
-        TINY,
-        "resnet5",
-        "--analyses",
-        "variance",
-        "--out",
-        tmp_path,
-        "--no-pretrained",
-        "--limit",
-        "4",
-    ]
-    process = subprocess.run([sys.executable, "-m", "backlight", *map(str, words)], capture_output=True, text=True, check=False)
-    assert process.returncode == 5
-    assert "1 of 2 cells failed" in process.stderr
+def test_failed_cells_exit_with_5(run, tmp_path: Path) -> None:
+    words = ["--analyses", "variance", "--out", tmp_path, "--no-pretrained", "--limit", 4]
+    code, _, err = run("study", "--models", TINY, "resnet5", *words)
+    assert code == 5
+    assert "1 of 2 cells failed" in err
 
 
-def test_a_plan_runs_nothing_and_a_file_says_the_same_as_flags(tmp_path: Path) -> None:
-    (tmp_path / "study.toml").write_text(f'models = ["{TINY}"]\nanalyses = ["variance"]\nlimit = 4\nout = "{tmp_path}/runs"\n')
-    command = [sys.executable, "-m", "backlight", "study", str(tmp_path / "study.toml"), "--plan"]
-    process = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert process.stdout.splitlines()[1] == f"{TINY},variance,{tmp_path}/runs"
+def planned(run, *words: object) -> list[str]:
+    code, out, _ = run("study", *words, "--plan")
+    assert code == 0
+    return out.splitlines()[1:]
+
+
+def test_a_plan_runs_nothing_and_a_file_says_the_same_as_flags(run, tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(f'models = ["{TINY}"]\nanalyses = ["variance"]\nlimit = 4\nout = "{tmp_path}/runs"\n')
+    assert planned(run, file) == [f"{TINY},variance,{tmp_path}/runs"]
+    assert planned(run, "--models", TINY, "--analyses", "variance", "--out", f"{tmp_path}/runs") == planned(run, file)
+    assert planned(run, file, "--models", "a", "b", "--analyses", "lesion") == [
+        f"a,lesion,{tmp_path}/runs", f"b,lesion,{tmp_path}/runs",
+    ]  # fmt: skip
     assert not (tmp_path / "runs").exists()
-    (tmp_path / "study.toml").write_text('model = "x"\n')
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert process.returncode == 2
-    assert "did you mean models" in process.stderr
 
 
-def test_numbers_do_not_depend_on_the_batch() -> None:
-    (small,) = run_study([TINY], {"fourier": {}}, Setup(limit=20, resamples=50, pretrained=False, batch_size=7))
-    (large,) = run_study([TINY], {"fourier": {}}, Setup(limit=20, resamples=50, pretrained=False, batch_size=20))
-    pairs = zip(small.result.rows(), large.result.rows(), strict=True)
-    assert np.allclose(*zip(*((a["delta_high"], b["delta_high"]) for a, b in pairs), strict=True), atol=1e-5)
+def test_a_file_sets_every_option_of_every_analysis(tmp_path: Path) -> None:
+    """All defaults, written out in a file and read again, are the settings of a study without a file."""
+
+    def toml(value: object) -> str:
+        return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+    lines = [f"{o.name} = {toml(o.default)}" for o in options(StudySettings) if o.default is not None]
+    for name, about in CATALOG.items():
+        lines += [f"[{name}]", *(f"{o.name} = {toml(o.default)}" for o in about.options() if o.default is not None)]
+    (tmp_path / "study.toml").write_text("\n".join(lines))
+    config = read_config(tmp_path / "study.toml")
+    assert StudySettings(**config.shared) == StudySettings()
+    assert [*config.analyses] == [*CATALOG]
+    for name, values in config.analyses.items():
+        assert CATALOG[name].checked(values) == CATALOG[name].checked({})
 
 
-if os.name == "nt":  # pragma: no cover
-    pytest.skip("signals differ on Windows", allow_module_level=True)
+def test_settings_of_a_file_reach_the_analysis_and_flags_win_also_with_the_default(run, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(
+        f'models = ["{TINY}"]\nlimit = 20\nseed = 7\nresamples = 50\npretrained = false\n'
+        'analyses = ["variance", "calibration"]\n'
+        "[variance]\nnormalise = true\n[calibration]\nbins = 4\n"
+    )
+    code, _, err = run("study", tmp_path / "study.toml", "--seed", 0, "--out", tmp_path / "runs", "--quiet")
+    assert (code, err.count("failed")) == (0, 0)
+    variance, calibration = (load(tmp_path / "runs" / folder_name(TINY) / name) for name in ("variance", "calibration"))
+    assert variance.provenance["settings"]["seed"] == 0
+    assert variance.provenance["settings"]["normalise"] is True
+    assert variance.provenance["images"] == 20
+    assert calibration.provenance["settings"]["bins"] == 4
+    assert calibration.arrays["reliability"].shape[-1] == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("modles = []", "there is no setting 'modles'; did you mean models?"),
+        ("limit = 'few'", "limit is 'few'; it must be a whole number, at least 1"),
+        ("limit = 0", "limit is 0; it must be at least 1"),
+        ("models = 'resnet50'", "models is 'resnet50'; it must be a list of names"),
+        ("out = 3", "out is 3; it must be the name of a folder"),
+        ("analyses = ['furier']", "no analysis is called 'furier'; did you mean fourier?"),
+        ("[hessian]\nbatchs = 3", "[hessian]: there is no setting 'batchs'; did you mean batches?"),
+        ("[hessian]\ntop = 0", "[hessian]: top is 0; it must be at least 1"),
+        ("[landscape]\ngrid = 4", "[landscape]: grid is 4; it must be odd, at least 3"),
+        ("[landscape]\nprecision = 'float23'", "[landscape]: precision is 'float23'; did you mean float32"),
+        ("[noise]\nseverities = [0.1, -1]", "[noise]: severities is -1.0; it must be above 0"),
+        ("hessian = 3", "hessian is 3; the settings of an analysis are a table: [hessian]"),
+        ("analyses = ['fourier']\n[hessian]\ntop = 3", "[hessian] has settings, and analyses does not list hessian"),
+        ("models = [", "is not TOML"),
+    ],
+)
+def test_a_mistake_in_a_file_gets_one_sentence_with_file_and_key(run, tmp_path: Path, text: str, sentence: str) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(text)
+    code, out, err = run("study", file, "--models", TINY, "--out", tmp_path / "runs")
+    assert (code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1
+    assert str(file) in err or "furier" in err
+    assert sentence in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_analysis_can_have_models_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(
+        'models = ["a", "b"]\nanalyses = ["fourier", "attention"]\n[attention]\nmodels = ["b"]\n'
+    )
+    config = read_config(tmp_path / "study.toml")
+    cells = plan(config.models, config.analyses, StudySettings())
+    assert [(cell.model, cell.analysis) for cell in cells] == [("a", "fourier"), ("b", "fourier"), ("b", "attention")]
+
+
+def test_the_demo_is_a_study_file() -> None:
+    config = read_config(DEMO)
+    assert {"models", "grid", "batches"} >= {key for values in config.analyses.values() for key in values}
+    assert len(plan(config.models, config.analyses, StudySettings(**config.shared))) == 23
+    shown = (Path(__file__).parents[1] / "docs" / "study.md").read_text()
+    assert DEMO.read_text() in shown
+
+
+def test_a_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Before version 0.2 the provenance was called evidence, and a study listed models and analyses apart."""
+    list(run_study([TINY], {"variance": {}}, SMALL, tmp_path))
+    place = tmp_path / folder_name(TINY) / "variance" / "result.json"
+    document = json.loads(place.read_text())
+    document["evidence"] = document.pop("provenance")
+    place.write_text(json.dumps(document))
+    (tmp_path / "study.json").write_text(json.dumps({"models": [TINY], "analyses": ["variance", "lesion"]}))
+    study = read_study(tmp_path)
+    assert study.models[0].results["variance"].provenance["images"] == 20
+    assert study.absent == [f"{TINY}, lesion: not there yet; run the study again to resume it"]

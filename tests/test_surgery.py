@@ -1,4 +1,4 @@
-"""Surgery begins where the model was, bit for bit; every further state is compared with one built another way."""
+"""After surgery the outputs are the model's, bit for bit; each later state equals a model that is built in another way."""
 
 import copy
 import json
@@ -23,15 +23,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import backlight
-from backlight.cli import main
+from backlight.cli.main import main
 from backlight.errors import UserError
-from backlight.layout import Layout, grid
-from backlight.models import AlterNet
-from backlight.models.alternet import attention_branch
-from backlight.models.attention import WindowAttention
-from backlight.models.grafts import Blend, Removed, from_grid
-from backlight.models.surgery import drop_original, gates, hybridize, operated, set_gates, smooth, surgery_of
-from backlight.models.zoo import load_model, save_model
+from backlight.models.architectures.alternet import AlterNet, attention_branch
+from backlight.models.architectures.window_attention import WindowAttention
+from backlight.models.sources.load import load_model
+from backlight.models.sources.saved import save_model
+from backlight.models.surgery.hybridize import drop_original, gates, hybridize, set_gates, smooth, surgery_of, with_surgery
+from backlight.models.surgery.modules import Blend, Placeholder, from_grid
+from backlight.tracing import hooks
+from backlight.tracing.layout import Layout, grid
 
 WORD = "word:cc cc?block=basic&dim=8&stem=cifar&num_classes=5&img_size=16"
 CHANNELS = {"channels": (8, 16, 16, 16), "stem_width": 8, "num_classes": 4}
@@ -78,7 +79,7 @@ def alternating(word, **arguments):
 
 
 def made(build):
-    """A model with running statistics and scales of its own, in eval mode."""
+    """A model whose batch norms have random statistics and scales, in eval mode."""
     torch.manual_seed(0)
     model = build()
     for module in model.modules():
@@ -99,7 +100,7 @@ def word(model, images=IMAGES):
     return backlight.spell(backlight.units(model, images))
 
 
-def numbers(model, kind, images=IMAGES):
+def indices(model, kind, images=IMAGES):
     return [unit.index for unit in backlight.units(model, images) if unit.kind == kind]
 
 
@@ -118,40 +119,39 @@ def blurred(maps):
     return torch.from_numpy(scipy.ndimage.convolve(maps.double().numpy(), kernel, mode="nearest"))
 
 
-# --- at the start, and at the end
+# --- closed gates, and dropped originals
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_hybrid_starts_as_the_model_was_and_ends_without_its_convolutions(name):
+def test_a_hybrid_has_the_models_outputs_and_loses_its_convolutions_when_they_are_dropped(name):
     model, images, larger = made(NETWORKS[name]).double(), IMAGES.double(), noise(1, 3, 40, 56).double()
     before, state = word(model, images), copy.deepcopy(model.state_dict())
-    chosen = numbers(model, "conv", images)[:2]
-    hybrid = hybridize(model, images, chosen, dim_head=8)
+    selected = indices(model, "conv", images)[:2]
+    hybrid = hybridize(model, images, selected, dim_head=8)
     assert torch.equal(outputs(hybrid, images), outputs(model, images))
     assert torch.equal(outputs(hybrid, larger), outputs(model, larger))
-    assert list(state) == list(model.state_dict()), "the model itself was operated on"
+    assert list(state) == list(model.state_dict()), "the model itself was changed"
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
     assert not any(isinstance(module, Blend) for module in model.modules())
 
-    expected = before.replace("c", "a", len(chosen))
+    expected = before.replace("c", "a", len(selected))
     assert word(hybrid, images) == expected
     dropped = drop_original(hybrid, images)
     assert word(dropped, images) == expected
     assert not gates(dropped)
-    assert len(gates(hybrid)) == len(chosen), "the hybrid itself was operated on"
-    found = backlight.units(dropped, images)
-    assert all(silent is not False for _, silent in backlight.anatomy.check(dropped, images, found))
+    assert len(gates(hybrid)) == len(selected), "the hybrid itself was changed"
+    units = backlight.units(dropped, images)
+    assert all(silent is not False for _, silent in hooks.check(dropped, images, units))
     set_gates(hybrid, 1)
     torch.testing.assert_close(outputs(dropped, images), outputs(hybrid, images))
     dropped.train()(images).sum().backward()
-    assert all(parameter.grad is not None for parameter in dropped.parameters()), "a needless parameter was left"
+    assert all(parameter.grad is not None for parameter in dropped.parameters()), "an unused parameter was left"
 
 
 @pytest.mark.parametrize(("to", "name"), [*(("convolution", name) for name in TRANSFORMERS), ("blur", "swin")])
 def test_attention_becomes_convolution_or_blur(name, to):
     model = made(TRANSFORMERS[name])
-    chosen = numbers(model, "attention")
-    hybrid = hybridize(model, IMAGES, chosen, to=to)
+    hybrid = hybridize(model, IMAGES, indices(model, "attention"), to=to)
     assert torch.equal(outputs(hybrid), outputs(model))
     dropped = drop_original(hybrid, IMAGES)
     assert word(dropped) == word(model).replace("a", to[0])
@@ -162,7 +162,7 @@ def test_attention_becomes_convolution_or_blur(name, to):
     assert all(parameter.grad is not None for parameter in dropped.parameters())
 
 
-def test_training_mode_and_its_random_numbers_are_the_models_too():
+def test_a_hybrid_keeps_the_training_mode_and_its_random_numbers():
     model = made(NETWORKS["resnet with stochastic depth and squeezing"]).train()
     hybrid = hybridize(model, IMAGES, [1, 2], dim_head=8)
     assert all(module.training for module in hybrid.modules())
@@ -172,7 +172,7 @@ def test_training_mode_and_its_random_numbers_are_the_models_too():
     assert torch.equal(hybrid(IMAGES), expected)
 
 
-# --- in between
+# --- gates between 0 and 1
 
 
 def test_the_gate_blends_the_branches():
@@ -186,7 +186,7 @@ def test_the_gate_blends_the_branches():
     torch.testing.assert_close(blend(x), by_hand, rtol=1e-12, atol=1e-12)
 
 
-def test_the_gate_has_the_gradient_that_differences_show():
+def test_the_gradient_of_the_gate_is_the_finite_difference():
     model = made(NETWORKS["resnet"]).double()
     hybrid = hybridize(model, IMAGES.double(), [1], dim_head=8)
     (gate,) = gates(hybrid).values()
@@ -200,7 +200,7 @@ def test_the_gate_has_the_gradient_that_differences_show():
 
 
 def test_one_step_moves_the_gate_and_the_next_one_the_attention():
-    images = IMAGES.double()  # in float32 some second steps are too small to see
+    images = IMAGES.double()  # in float32 some second steps are below the precision
     hybrid = hybridize(made(NETWORKS["resnet"]).double(), images, [2], dim_head=8).train()
     (blend,) = (module for module in hybrid.modules() if isinstance(module, Blend))
     start = copy.deepcopy(blend.state_dict())
@@ -218,16 +218,16 @@ def test_one_step_moves_the_gate_and_the_next_one_the_attention():
     assert {f"replacement.{name}" for name, _ in blend.replacement.named_parameters()} <= second
 
 
-# --- what is built, a second way
+# --- the same model built in another way
 
 
-def test_alternet_is_what_surgery_makes_of_its_baseline():
+def test_surgery_turns_the_baseline_into_alternet():
     baseline = made(lambda: alternating("cc cc"))
     dropped = drop_original(hybridize(baseline, IMAGES, [1, 3], dim_head=8, heads=2), IMAGES)
     torch.manual_seed(0)
     written = AlterNet("ca ca", block="basic", dim=8, dim_head=8, heads=2, num_classes=4, stem="cifar").eval()
     weights = {name.replace(".branch.replacement.", ".branch."): value for name, value in dropped.state_dict().items()}
-    written.load_state_dict(weights)  # strictly: nothing is left over
+    written.load_state_dict(weights)  # strict: no name is missing or unexpected
     for stage in written.stages:
         stage[1].act = nn.ReLU()  # the block around the branch stays as it was
     torch.testing.assert_close(outputs(dropped), outputs(written))
@@ -242,7 +242,7 @@ def test_a_dropped_block_of_a_resnet_is_its_skip_plus_attention():
         torch.testing.assert_close(dropped.layer2[0](x), (block.downsample(x) + attention(x)).relu())
 
 
-def test_the_cost_of_the_convolutions_is_gone():
+def test_dropping_removes_the_cost_of_the_convolutions():
     def flops(module, x):
         with FlopCounterMode(display=False) as counter:
             outputs(module, x)
@@ -255,14 +255,14 @@ def test_the_cost_of_the_convolutions_is_gone():
     branch = nn.Sequential(old.conv1, old.bn1, old.act1, old.conv2, old.bn2)
     assert flops(dropped, IMAGES) == flops(model, IMAGES) - flops(branch, x) + flops(attention, x)
     assert size(dropped) == size(model) - size(branch) + size(attention)
-    names = {name for name, module in dropped.layer2[0].module.named_modules() if isinstance(module, Removed)}
+    names = {name for name, module in dropped.layer2[0].module.named_modules() if isinstance(module, Placeholder)}
     assert {"conv1", "bn1", "act1", "conv2"} <= names
 
 
 @pytest.mark.parametrize("name", ["resnet", "resnext", "convnext", "alternet"])
 def test_matched_attention_has_as_many_parameters(name):
     model = made(NETWORKS[name])
-    index = numbers(model, "conv")[1]
+    index = indices(model, "conv")[1]
     dropped = drop_original(hybridize(model, IMAGES, [index], match_parameters=True, window=4), IMAGES)
     (blend,) = (module for module in dropped.modules() if isinstance(module, Blend))
     old = size(model) - (size(dropped) - size(blend))
@@ -288,24 +288,23 @@ def test_the_default_attention_is_alternets():
 
 
 @pytest.mark.parametrize(("name", "index"), [("torchvision resnet", 0), ("alternet", 3), ("vit", 2)])
-def test_a_blur_in_the_place_of_a_branch_blurs_the_stream(name, index):
-    model = made((NETWORKS | TRANSFORMERS)[name])  # a rectified stream stays so when it is blurred
+def test_a_blur_that_replaces_a_branch_blurs_the_stream(name, index):
+    model = made((NETWORKS | TRANSFORMERS)[name])  # a blurred rectified stream is not changed by the rectifier
     dropped = drop_original(hybridize(model, IMAGES, [index], to="blur"), IMAGES)
-    found = backlight.units(dropped, IMAGES)
-    before, after = streams_around(dropped, found[index])
+    before, after = streams_around(dropped, backlight.units(dropped, IMAGES)[index])
     torch.testing.assert_close(after.double(), blurred(before), rtol=1e-5, atol=1e-5)
 
 
 def streams_around(model, unit):
     """The stream before and after a unit, as maps."""
-    seen, taps = {}, (unit.before, unit.after)
+    maps, taps = {}, (unit.before, unit.after)
 
-    def keep(i, activation):
-        seen[i] = grid(activation, taps[i].layout).clone()
+    def store(i, activation):
+        maps[i] = grid(activation, taps[i].layout).clone()
 
-    with backlight.anatomy.reading(model, taps, keep):
+    with hooks.reading(model, taps, store):
         outputs(model)
-    return seen[0], seen[1]
+    return maps[0], maps[1]
 
 
 def test_stochastic_depth_drops_the_new_branch_too():
@@ -324,11 +323,11 @@ def test_stochastic_depth_drops_the_new_branch_too():
 @pytest.mark.parametrize("name", ["resnet", "regnet", "convnext"])
 def test_smoothing_blurs_the_end_of_each_stage(name):
     model = made(NETWORKS[name])
-    found = backlight.units(model, IMAGES)
+    units = backlight.units(model, IMAGES)
     smoothed = smooth(model, IMAGES)
     assert word(smoothed) == " ".join(f"{letters}b" for letters in word(model).split())
     stream, after = (backlight.feature_maps(m, IMAGES, backlight.units(m, IMAGES)) for m in (model, smoothed))
-    end = next(unit.index for unit in found if found[unit.index + 1].stage > 0)
+    end = next(unit.index for unit in units if units[unit.index + 1].stage > 0)
     torch.testing.assert_close(after[end], stream[end])
     torch.testing.assert_close(after[end + 1].double(), blurred(stream[end]), rtol=1e-5, atol=1e-6)
     set_gates(smoothed, 0)
@@ -342,14 +341,14 @@ def test_smoothing_of_an_alternet_is_the_word_with_b():
     torch.testing.assert_close(outputs(smoothed), outputs(written))
 
 
-def test_smoothing_after_chosen_units_starts_as_asked():
+def test_smoothing_after_given_units_starts_with_the_given_gate():
     model = made(NETWORKS["resnet"])
     smoothed = smooth(model, IMAGES, after=[2, 1], gate=0)
     assert word(smoothed) == "c cbcb c c"
     assert torch.equal(outputs(smoothed), outputs(model))
 
 
-def test_tokens_are_smoothed_as_a_map_and_the_class_token_is_left():
+def test_tokens_are_smoothed_as_a_map_and_the_class_token_does_not_change():
     model = made(vit)
     smoothed = smooth(model, IMAGES)
     assert word(smoothed) == "amamb"
@@ -361,7 +360,7 @@ def test_tokens_are_smoothed_as_a_map_and_the_class_token_is_left():
     torch.testing.assert_close(blurred(next(maps)).float(), next(maps))
 
 
-def test_a_convolution_of_tokens_is_one_of_the_map_and_adds_nothing_to_the_class_token():
+def test_a_convolution_of_tokens_acts_on_the_map_and_adds_nothing_to_the_class_token():
     hybrid = hybridize(made(vit), IMAGES, [0], to="convolution")
     replacement = hybrid.blocks[0].attn.replacement
     tokens = noise(2, 17, 16)
@@ -375,23 +374,23 @@ def test_a_convolution_of_tokens_is_one_of_the_map_and_adds_nothing_to_the_class
 
 
 @pytest.mark.parametrize("order", ["channels first", "channels last", "tokens", "channels first tokens"])
-def test_a_map_comes_back_out_of_every_layout(order):
+def test_from_grid_is_the_inverse_of_grid_in_every_layout(order):
     x = noise(2, 4, 3, 5)
     layout = Layout(order, (3, 5), prefix=1 if "tokens" in order else 0)
     assert torch.equal(grid(from_grid(x, layout, 18), layout), x)
 
 
-# --- what a hybrid must bear
+# --- a hybrid compiles, exports, is copied and trains as any model
 
 
-def opened(name="resnet", units=(1, 2)):
+def partly_open(name="resnet", units=(1, 2)):
     hybrid = smooth(hybridize(made(NETWORKS[name]), IMAGES, units, dim_head=8), IMAGES, gate=0.5)
     set_gates(hybrid, 0.3)
     return hybrid
 
 
-def test_a_hybrid_compiles_whole_and_exports():
-    hybrid = opened("torchvision resnet", [0, 1])
+def test_a_hybrid_compiles_as_one_graph_and_exports():
+    hybrid = partly_open("torchvision resnet", [0, 1])
     torch._dynamo.reset()
     with torch.no_grad():
         compiled = torch.compile(hybrid, fullgraph=True, backend="eager")(IMAGES)
@@ -400,8 +399,8 @@ def test_a_hybrid_compiles_whole_and_exports():
         torch.testing.assert_close(torch.export.export(model, (IMAGES,)).module()(IMAGES), outputs(model))
 
 
-def test_a_copy_is_of_its_own():
-    hybrid = opened()
+def test_a_copy_is_independent():
+    hybrid = partly_open()
     expected = outputs(hybrid)
     other = copy.deepcopy(hybrid)
     set_gates(other, 1)
@@ -409,13 +408,13 @@ def test_a_copy_is_of_its_own():
     assert not torch.equal(outputs(other), expected)
     other.load_state_dict(hybrid.state_dict())
     assert torch.equal(outputs(other), expected)
-    handovers = [{id(m.handover) for m in one.modules() if getattr(m, "handover", None)} for one in (hybrid, other)]
-    assert len(handovers[0]) == 2
-    assert not handovers[0] & handovers[1]
+    stored = [{id(m.stored) for m in one.modules() if getattr(m, "stored", None)} for one in (hybrid, other)]
+    assert len(stored[0]) == 2
+    assert not stored[0] & stored[1]
 
 
 def test_a_hybrid_runs_in_half_precision_and_under_autocast():
-    hybrid = opened()
+    hybrid = partly_open()
     expected = outputs(hybrid)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(outputs(hybrid).float(), expected, rtol=0.1, atol=0.02)
@@ -424,7 +423,7 @@ def test_a_hybrid_runs_in_half_precision_and_under_autocast():
 
 
 def test_checkpointed_gradients_are_the_same():
-    hybrid = opened().train()
+    hybrid = partly_open().train()
     plain, checkpointed = copy.deepcopy(hybrid), copy.deepcopy(hybrid)
     checkpointed.set_grad_checkpointing()
     for model in (plain, checkpointed):
@@ -433,19 +432,19 @@ def test_checkpointed_gradients_are_the_same():
         torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_lesions_reach_the_units_of_a_hybrid():
-    hybrid = opened()
-    found = backlight.units(hybrid, IMAGES)
-    unit = next(unit for unit in found if unit.kind == "attention" and unit.identity)
-    stream = backlight.feature_maps(hybrid, IMAGES, found)
+def test_lesions_work_on_the_units_of_a_hybrid():
+    hybrid = partly_open()
+    units = backlight.units(hybrid, IMAGES)
+    unit = next(unit for unit in units if unit.kind == "attention" and unit.identity)
+    stream = backlight.feature_maps(hybrid, IMAGES, units)
     with backlight.without(hybrid, unit):
-        cut = backlight.feature_maps(hybrid, IMAGES, found)
-    before = next(u for u in found if u.after == unit.before)
+        cut = backlight.feature_maps(hybrid, IMAGES, units)
+    before = next(u for u in units if u.after == unit.before)
     assert torch.equal(cut[unit.index], stream[before.index])
     assert not torch.equal(cut[unit.index], stream[unit.index])
 
 
-def test_the_new_weights_come_from_the_seed_and_leave_the_callers_generator():
+def test_the_new_weights_come_from_the_seed_and_the_callers_generator_is_not_used():
     model = made(NETWORKS["resnet"])
     torch.manual_seed(7)
     state = torch.get_rng_state()
@@ -455,7 +454,7 @@ def test_the_new_weights_come_from_the_seed_and_leave_the_callers_generator():
     assert not torch.equal(weights[0], weights[2])
 
 
-# --- again, and from a folder
+# --- repeated surgery, and saved models
 
 
 def test_operations_accumulate():
@@ -472,7 +471,7 @@ def test_operations_accumulate():
     assert surgery_of(model) == []
 
 
-def test_a_hybrid_is_saved_and_loaded_again(tmp_path):
+def test_a_hybrid_is_saved_and_loaded(tmp_path):
     images = noise(2, 3, 16, 16)
     model = load_model(WORD, pretrained=False, seed=3)
     once = hybridize(model, images, [1, 2], dim_head=8, window=4)
@@ -492,12 +491,12 @@ def test_a_hybrid_is_saved_and_loaded_again(tmp_path):
     assert torch.equal(outputs(loaded, images), outputs(twice, images))
     assert word(loaded, images) == "aab acb"
 
-    blank = load_model(str(tmp_path / "twice"), pretrained=False, seed=5)
-    assert blank.state_dict().keys() == twice.state_dict().keys()
-    assert not torch.equal(outputs(blank, images), outputs(twice, images))
+    random = load_model(str(tmp_path / "twice"), pretrained=False, seed=5)
+    assert random.state_dict().keys() == twice.state_dict().keys()
+    assert not torch.equal(outputs(random, images), outputs(twice, images))
     other = load_model(str(tmp_path / "twice"), pretrained=False, seed=6)
-    weight = next(name for name in blank.state_dict() if "replacement" in name and name.endswith("qkv.weight"))
-    assert not torch.equal(blank.state_dict()[weight], other.state_dict()[weight])
+    weight = next(name for name in random.state_dict() if "replacement" in name and name.endswith("qkv.weight"))
+    assert not torch.equal(random.state_dict()[weight], other.state_dict()[weight])
     assert load_model(str(tmp_path / "twice"), num_classes=9)(images).shape == (2, 9)
 
 
@@ -506,15 +505,15 @@ def test_a_hybrid_is_saved_and_loaded_again(tmp_path):
     [
         ({"operation": "exec"}, "there is no operation 'exec'"),
         ({"operation": "smoth", "images": [3, 16, 16]}, "did you mean smooth"),
-        ({"operation": "drop_original"}, "images=None is no"),
+        ({"operation": "drop_original"}, "images=None must be"),
         ({"operation": "hybridize", "units": [9], "images": [3, 16, 16]}, "there is no unit 9"),
-        ({"operation": "hybridize", "units": "1", "images": [3, 16, 16]}, "as a list"),
+        ({"operation": "hybridize", "units": "1", "images": [3, 16, 16]}, "must be a list of unit indices"),
         ({"operation": "hybridize", "units": [1], "knife": 2, "images": [3, 16, 16]}, "knife"),
         ({"operation": "smooth", "gate": "wide", "images": [3, 16, 16]}, "gate='wide'"),
-        ("hybridize", "no list of operations"),
+        ("hybridize", "not a list of operations"),
     ],
 )
-def test_a_record_that_was_tampered_with_is_refused(tmp_path, operation, sentence):
+def test_a_record_that_does_not_fit_is_refused(tmp_path, operation, sentence):
     save_model(load_model(WORD, pretrained=False), tmp_path, spec=WORD, num_classes=5)
     path = tmp_path / "model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"surgery": [operation]}))
@@ -530,14 +529,14 @@ def test_the_page_about_surgery_runs(tmp_path, monkeypatch):
     names = {}
     exec("\n".join(blocks), names)
     assert word(names["hybrid"]) == "cca cca"
-    assert list(gates(names["again"])) == ["stages.0.2.branch.gate", "stages.1.2.branch.gate"]
+    assert list(gates(names["loaded"])) == ["stages.0.2.branch.gate", "stages.1.2.branch.gate"]
 
 
 # --- refusals
 
 
 class Mixed(nn.Module):
-    """A block that adds two branches, and one whose branch nothing returns."""
+    """A block that adds two branches, and one whose branch no module returns."""
 
     def __init__(self):
         super().__init__()
@@ -561,23 +560,23 @@ class Mixed(nn.Module):
         ("alternet", [0], {"to": "atention"}, "did you mean attention"),
         ("alternet", [0], {"heads": 0}, "heads=0"),
         ("alternet", [0], {"window": 2.5}, "window=2.5"),
-        ("alternet", [3], {"to": "blur", "match_parameters": True}, "there is none in to='blur'"),
-        ("alternet", [0, 0], {}, "named twice"),
-        ("alternet", [], {}, "give the numbers"),
-        ("alternet", [True], {}, "a unit is a whole number"),
+        ("alternet", [3], {"to": "blur", "match_parameters": True}, "to='blur' makes none"),
+        ("alternet", [0, 0], {}, "listed twice"),
+        ("alternet", [], {}, "must be a list of unit indices"),
+        ("alternet", [True], {}, "must be an integer"),
         ("plain", [0], {}, "no residual units"),
-        ("mixed", [0], {}, "unit 0 .* cannot be operated on: no module that runs once returns its branch"),
-        ("mixed", [1], {}, "unit 1 .* cannot be operated on: no module that runs once returns its branch"),
+        ("mixed", [0], {}, "unit 0 .* cannot be replaced: no module that runs once returns its branch"),
+        ("mixed", [1], {}, "unit 1 .* cannot be replaced: no module that runs once returns its branch"),
     ],
 )
-def test_what_cannot_be_operated_on_is_refused(build, units, settings, sentence):
+def test_units_that_cannot_be_replaced_and_bad_settings_are_refused(build, units, settings, sentence):
     plain = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # noqa: E731
     model = made({"plain": plain, "mixed": Mixed, **NETWORKS}[build])
     with pytest.raises(UserError, match=sentence):
         hybridize(model, IMAGES, units, **settings)
 
 
-def test_what_is_not_there_is_not_dropped_set_or_smoothed():
+def test_missing_branches_gates_and_maps_are_refused():
     model = made(NETWORKS["alternet"])
     with pytest.raises(UserError, match="no branches to drop"):
         drop_original(model, IMAGES)
@@ -589,8 +588,8 @@ def test_what_is_not_there_is_not_dropped_set_or_smoothed():
         smooth(model, IMAGES, gate=math.nan)
     with pytest.raises(UserError, match="there is no unit 4"):
         smooth(model, IMAGES, after=[4])
-    with pytest.raises(UserError, match="no list of operations"):
-        operated(model, {"operation": "smooth"})
+    with pytest.raises(UserError, match="not a list of operations"):
+        with_surgery(model, {"operation": "smooth"})
 
 
 # --- the command line
@@ -607,7 +606,7 @@ def run(capsys):
     return run
 
 
-def test_the_command_saves_what_the_zoo_loads(run, tmp_path):
+def test_the_command_saves_a_folder_that_loads(run, tmp_path):
     out = tmp_path / "hybrid"
     command = partial(run, "hybridize", TINY_CNN, "--no-pretrained", "--out", out)
     code, printed, _ = command("--units", "1,2", "--window", 4, "--heads", 1, "--drop", "--smooth")
@@ -643,7 +642,7 @@ TINY_CNN = TINY.replace("cc c", "c cc")
         (["--units", "1", "--to", "atention"], "did you mean attention"),
         (["--units", "1", "--to", "convolution"], "is of kind conv"),
         (["--drop"], "nothing to do"),
-        (["--smooth", "--drop"], "--drop takes out"),
+        (["--smooth", "--drop"], "--drop removes the old branches"),
         (["--units", "1", "--window", "0"], "--window"),
     ],
 )

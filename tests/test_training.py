@@ -1,4 +1,4 @@
-"""The loop: the same seed gives the same weights however it is cut up, and each part of an update is checked on its own."""
+"""The loop: the same seed gives the same weights, also in several processes or after a stop; and each part of an update."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 from conftest import TINY
 from torch import nn
 
-from backlight.augmentation import mixed_targets
-from backlight.chance import order, parts
-from backlight.data import dataset
+from backlight.data.augmentation import mixed_targets
+from backlight.data.loading import dataset
 from backlight.errors import UserError
-from backlight.models.zoo import load_model
+from backlight.models.sources.load import load_model
 from backlight.recipes import FASHION, RECIPES, Recipe, recipe
-from backlight.training import Training, climbed, frozen_statistics, learning_rate, optimizer, train
-from backlight.training_images import TrainingFiles, TrainingSet, training_images
+from backlight.training.images import ImagesInFiles, ImagesInMemory, training_images
+from backlight.training.loop import Training, frozen_statistics, learning_rate, optimizer, sam_ascent, train
+from backlight.training.sampling import epoch_order, micro_batches
 
 QUICK = replace(FASHION, epochs=2, batch_size=16, warmup_epochs=1)
 PLAIN = replace(QUICK, crop_pad=0, flip=False, erase=0.0)
@@ -30,30 +30,30 @@ DROPS = TINY + "&drop_path_rate=0.5"
 
 
 @pytest.fixture(scope="module")
-def images() -> TrainingSet:
-    found = training_images(dataset("fashion", "train", limit=80), (28, 28), 1)
-    assert isinstance(found, TrainingSet)
-    return found
+def images() -> ImagesInMemory:
+    small = training_images(dataset("fashion", "train", limit=80), (28, 28), 1)
+    assert isinstance(small, ImagesInMemory)
+    return small
 
 
-def begun(images: TrainingSet, changed: Recipe, seed: int = 0, spec: str = DROPS) -> Training:
-    return train(load_model(spec, pretrained=False), images, changed, seed=seed)
+def start(images: ImagesInMemory, recipe: Recipe, seed: int = 0, spec: str = DROPS) -> Training:
+    return train(load_model(spec, pretrained=False), images, recipe, seed=seed)
 
 
-def trained(images: TrainingSet, seed: int = 0, **changes: object) -> tuple[list[float], dict[str, torch.Tensor]]:
-    training = begun(images, replace(QUICK, **changes), seed)
-    return [step.loss for step in training], training.kept.state_dict()
+def trained(images: ImagesInMemory, seed: int = 0, **changes: object) -> tuple[list[float], dict[str, torch.Tensor]]:
+    training = start(images, replace(QUICK, **changes), seed)
+    return [step.loss for step in training], training.averaged.state_dict()
 
 
 def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], two[name]) for name in one)
 
 
-# Chance
+# Determinism
 
 
 @pytest.mark.parametrize("changes", [{}, FULL])
-def test_the_same_seed_gives_the_same_weights(images: TrainingSet, changes: dict[str, float]) -> None:
+def test_the_same_seed_gives_the_same_weights(images: ImagesInMemory, changes: dict[str, float]) -> None:
     (losses, one), (again, two), (other, _) = (trained(images, seed, **changes) for seed in (0, 0, 1))
     assert losses == again != other
     assert same(one, two)
@@ -61,21 +61,21 @@ def test_the_same_seed_gives_the_same_weights(images: TrainingSet, changes: dict
 
 @pytest.mark.parametrize("changes", [{}, FULL])
 @pytest.mark.parametrize("stop", [1, 5, 7])
-def test_a_training_goes_on_from_its_state_to_the_bit(images: TrainingSet, stop: int, changes: dict[str, float]) -> None:
-    whole = begun(images, replace(QUICK, **changes))
-    losses = [step.loss for step in whole]
-    first = begun(images, replace(QUICK, **changes))
-    begins = [step.loss for step in islice(first, stop)]
+def test_a_training_resumes_bit_for_bit(images: ImagesInMemory, stop: int, changes: dict[str, float]) -> None:
+    unstopped = start(images, replace(QUICK, **changes))
+    losses = [step.loss for step in unstopped]
+    first = start(images, replace(QUICK, **changes))
+    before = [step.loss for step in islice(first, stop)]
     state = copy.deepcopy(first.state_dict())
-    second = begun(images, replace(QUICK, **changes), spec=DROPS)
-    nn.init.zeros_(next(second.model.parameters()))  # whatever it begins with
+    second = start(images, replace(QUICK, **changes), spec=DROPS)
+    nn.init.zeros_(next(second.model.parameters()))  # the initial weights do not matter
     second.load_state_dict(state)
-    assert begins + [step.loss for step in second] == losses
-    assert same(whole.kept.state_dict(), second.kept.state_dict())
-    assert same(whole.model.state_dict(), second.model.state_dict())
+    assert before + [step.loss for step in second] == losses
+    assert same(unstopped.averaged.state_dict(), second.averaged.state_dict())
+    assert same(unstopped.model.state_dict(), second.model.state_dict())
 
 
-def test_the_callers_random_numbers_are_their_own(images: TrainingSet) -> None:
+def test_the_callers_random_numbers_do_not_change(images: ImagesInMemory) -> None:
     def drawn() -> tuple[torch.Tensor, np.ndarray]:
         return torch.rand(3), np.random.rand(3)
 
@@ -84,58 +84,58 @@ def test_the_callers_random_numbers_are_their_own(images: TrainingSet) -> None:
     expected = drawn()
     torch.manual_seed(5)
     np.random.seed(5)
-    for _ in begun(images, replace(QUICK, **FULL)):
+    for _ in start(images, replace(QUICK, **FULL)):
         torch.rand(0)
-    found = drawn()
-    assert torch.equal(found[0], expected[0])
-    assert np.array_equal(found[1], expected[1])
+    after = drawn()
+    assert torch.equal(after[0], expected[0])
+    assert np.array_equal(after[1], expected[1])
 
 
-def test_an_epoch_sees_every_image_once_and_each_epoch_in_an_order_of_its_own() -> None:
-    about = {"cropped": False, "seed": 3}
-    epochs = [[p.images for s in range(5) for p in parts(QUICK, 80, (28, 28), step=5 * e + s, **about)] for e in (0, 1)]
-    seen = [torch.cat(epoch).tolist() for epoch in epochs]
-    assert sorted(seen[0]) == sorted(seen[1]) == list(range(80))
-    assert seen[0] != seen[1] != order(80, 4, 1).tolist()
+def test_an_epoch_has_every_image_once_and_each_epoch_another_order() -> None:
+    settings = {"cropped": False, "seed": 3}
+    steps = [torch.cat([b.images for b in micro_batches(QUICK, 80, (28, 28), step=s, **settings)]) for s in range(10)]
+    epochs = [torch.cat(steps[:5]).tolist(), torch.cat(steps[5:]).tolist()]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(80))
+    assert epochs[0] != epochs[1] != epoch_order(80, 4, 1).tolist()
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_processes_make_the_images_that_one_would(images: TrainingSet, processes: int, accumulate: int) -> None:
+def test_several_processes_make_the_images_that_one_makes(images: ImagesInMemory, processes: int, accumulate: int) -> None:
     mixing = replace(QUICK, mixup=1.0, cutmix=1.0, rand_augment="rand-m9-n2-mstd1.0", erase=0.5)
-    training = begun(images, mixing)
-    about = {"cropped": False, "seed": 0}
+    training = start(images, mixing)
+    divided = replace(mixing, accumulate=accumulate)
+    settings = {"cropped": False, "seed": 0}
     for step in range(4):
-        (whole,) = parts(mixing, 80, (28, 28), step=step, **about)
-        expected, targets = training._batch(whole, images.images[whole.images])
-        divided = replace(mixing, accumulate=accumulate)
+        (batch,) = micro_batches(mixing, 80, (28, 28), step=step, **settings)
+        expected, targets = training._batch(batch, images.images[batch.images])
         shares = [
-            training._batch(part, images.images[part.images])
+            training._batch(share, images.images[share.images])
             for process in range(processes)
-            for part in parts(divided, 80, (28, 28), step=step, process=process, processes=processes, **about)
+            for share in micro_batches(divided, 80, (28, 28), step=step, process=process, processes=processes, **settings)
         ]
-        assert torch.equal(torch.cat([seen for seen, _ in shares]), expected)
-        assert torch.equal(torch.cat([told for _, told in shares]), targets)
+        assert torch.equal(torch.cat([inputs for inputs, _ in shares]), expected)
+        assert torch.equal(torch.cat([answers for _, answers in shares]), targets)
 
 
 # One update
 
 
-def test_the_first_loss_is_the_cross_entropy_of_the_first_batch(images: TrainingSet) -> None:
-    chosen = order(80, 0, 0)[:16]
-    pixels = (images.images[chosen] / 255 - images.mean[0]) / images.std[0]
+def test_the_first_loss_is_the_cross_entropy_of_the_first_batch(images: ImagesInMemory) -> None:
+    indices = epoch_order(80, 0, 0)[:16]
+    pixels = (images.images[indices] / 255 - images.mean[0]) / images.std[0]
     logs = load_model(TINY, pretrained=False).train()(pixels).log_softmax(1)
-    targets = torch.full((16, 10), 0.01).scatter(1, images.labels[chosen][:, None], 0.91)  # smoothing 0.1 over 10 classes
-    first = next(iter(begun(images, PLAIN, spec=TINY)))
+    targets = torch.full((16, 10), 0.01).scatter(1, images.labels[indices][:, None], 0.91)  # smoothing 0.1 over 10 classes
+    first = next(iter(start(images, PLAIN, spec=TINY)))
     assert first.loss == pytest.approx(-(targets * logs).sum(1).mean().item(), rel=1e-5)
 
 
-def one_step(images: TrainingSet, changed: Recipe, spec: str = TINY) -> tuple[nn.Module, nn.Module, tuple[torch.Tensor, ...]]:
+def one_step(images: ImagesInMemory, recipe: Recipe, spec: str = TINY) -> tuple[nn.Module, nn.Module, tuple[torch.Tensor, ...]]:
     """The model before and after the first update, and its batch."""
-    training = begun(images, changed, spec=spec)
+    training = start(images, recipe, spec=spec)
     before = copy.deepcopy(training.model).train()
-    (part,) = parts(changed, 80, (28, 28), step=0, cropped=False, seed=0)
-    batch = training._batch(part, images.images[part.images])
+    (drawn,) = micro_batches(recipe, 80, (28, 28), step=0, cropped=False, seed=0)
+    batch = training._batch(drawn, images.images[drawn.images])
     next(iter(training))
     return before, training.model, batch
 
@@ -148,40 +148,40 @@ def gradients(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> list[torch.T
 SGD = replace(PLAIN, optimizer="sgd", weight_decay=0.0, warmup_epochs=0, clip=0.0, lr=0.1)
 
 
-def test_sgd_moves_against_the_gradient(images: TrainingSet) -> None:
+def test_sgd_moves_against_the_gradient(images: ImagesInMemory) -> None:
     before, after, batch = one_step(images, SGD)
     for old, g, new in zip(before.parameters(), gradients(before, batch), after.parameters(), strict=True):
         assert torch.allclose(new, old - 0.1 * g, atol=1e-6)
 
 
-def test_clipping_bounds_the_norm_of_the_step(images: TrainingSet) -> None:
+def test_clipping_bounds_the_norm_of_the_step(images: ImagesInMemory) -> None:
     before, after, _ = one_step(images, replace(SGD, clip=1e-3))
     moved = torch.cat([(a - b).flatten() for a, b in zip(after.parameters(), before.parameters(), strict=True)])
     assert moved.norm().item() == pytest.approx(1e-4, rel=1e-3)
 
 
-def test_sam_takes_the_gradient_uphill_and_leaves_batch_norm_alone(images: TrainingSet) -> None:
+def test_sam_uses_the_gradient_uphill_and_batch_norm_ignores_it(images: ImagesInMemory) -> None:
     before, after, batch = one_step(images, replace(SGD, sam=0.3))
     here = gradients(before, batch)
-    first = {name: buffer.clone() for name, buffer in before.named_buffers()}  # as one look leaves them
-    length = math.sqrt(sum(g.double().square().sum().item() for g in here))
+    first = {name: buffer.clone() for name, buffer in before.named_buffers()}  # after one forward pass
+    norm = math.sqrt(sum(g.double().square().sum().item() for g in here))
     uphill = copy.deepcopy(before)
     with torch.no_grad():
         for p, g in zip(uphill.parameters(), here, strict=True):
-            p += 0.3 * g / length
+            p += 0.3 * g / norm
     for old, g, new in zip(before.parameters(), gradients(uphill, batch), after.parameters(), strict=True):
         assert torch.allclose(new, old - 0.1 * g, atol=2e-6)
     assert any(not torch.allclose(a, b, atol=1e-4) for a, b in zip(here, gradients(uphill, batch), strict=True))
     assert same(first, dict(after.named_buffers()))
 
 
-def test_weights_come_down_again_after_an_error() -> None:
+def test_sam_restores_the_weights_after_an_error() -> None:
     layer = nn.Linear(3, 2)
     before = copy.deepcopy(layer.state_dict())
     layer(torch.ones(1, 3)).sum().backward()
 
     def fail() -> None:
-        with climbed(list(layer.parameters()), 1.0), frozen_statistics(layer):
+        with sam_ascent(list(layer.parameters()), 1.0), frozen_statistics(layer):
             assert not same(before, layer.state_dict())
             raise KeyError
 
@@ -190,46 +190,46 @@ def test_weights_come_down_again_after_an_error() -> None:
     assert same(before, layer.state_dict())
 
 
-def test_parts_of_a_batch_add_up_to_its_gradient(images: TrainingSet) -> None:
+def test_micro_batches_add_up_to_the_gradient_of_the_batch(images: ImagesInMemory) -> None:
     spec = "vit_tiny_patch16_224?img_size=28&patch_size=7&in_chans=1&embed_dim=12&depth=2&num_heads=2&num_classes=10"
-    changed = replace(SGD, mixup=0.5, cutmix=0.5)
-    _, whole, _ = one_step(images, changed, spec)
-    training = begun(images, replace(changed, accumulate=4), spec=spec)
+    mixing = replace(SGD, mixup=0.5, cutmix=0.5)
+    _, at_once, _ = one_step(images, mixing, spec)
+    training = start(images, replace(mixing, accumulate=4), spec=spec)
     next(iter(training))
-    for a, b in zip(whole.parameters(), training.model.parameters(), strict=True):
+    for a, b in zip(at_once.parameters(), training.model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_the_average_follows_its_rule(images: TrainingSet) -> None:
-    training = begun(images, replace(QUICK, ema=0.8))
+def test_the_average_follows_its_rule(images: ImagesInMemory) -> None:
+    training = start(images, replace(QUICK, ema=0.8))
     expected = {name: x.clone().double() for name, x in training.model.state_dict().items()}
     for step in training:
         decay = min(0.8, step.step / (9 + step.step))
         for name, now in training.model.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * now if now.is_floating_point() else now.clone().double()
-    for name, average in training.kept.state_dict().items():
+    for name, average in training.averaged.state_dict().items():
         assert torch.allclose(average.double(), expected[name], atol=1e-6), name
-    assert training.kept is not training.model
-    assert not training.kept.training
+    assert training.averaged is not training.model
+    assert not training.averaged.training
 
 
-def test_decay_leaves_norms_and_biases_alone_unless_told() -> None:
+def test_weight_decay_excludes_norms_and_biases_by_default() -> None:
     model = load_model(TINY, pretrained=False)
-    spared, all_of_them = (optimizer(model, replace(QUICK, decay_all=both)).param_groups for both in (False, True))
-    assert {group["weight_decay"] for group in spared} == {0.0, 0.05}
-    assert all(p.ndim > 1 for group in spared if group["weight_decay"] for p in group["params"])
+    some, all_of_them = (optimizer(model, replace(QUICK, decay_all=value)).param_groups for value in (False, True))
+    assert {group["weight_decay"] for group in some} == {0.0, 0.05}
+    assert all(p.ndim > 1 for group in some if group["weight_decay"] for p in group["params"])
     assert [group["weight_decay"] for group in all_of_them] == [0.05]
-    assert sum(len(group["params"]) for group in all_of_them) == sum(len(group["params"]) for group in spared)
+    assert sum(len(group["params"]) for group in all_of_them) == sum(len(group["params"]) for group in some)
 
 
-def test_bfloat16_products_are_near_those_of_float32(images: TrainingSet) -> None:
-    losses = [next(iter(begun(images, replace(PLAIN, precision=precision), spec=TINY))).loss for precision in ("no", "bf16")]
+def test_bfloat16_products_are_near_those_of_float32(images: ImagesInMemory) -> None:
+    losses = [next(iter(start(images, replace(PLAIN, precision=precision), spec=TINY))).loss for precision in ("no", "bf16")]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
-def test_it_learns_what_it_sees(images: TrainingSet) -> None:
-    training = begun(images, replace(PLAIN, epochs=20, label_smoothing=0.0, lr=1e-2), spec=TINY)
+def test_the_loss_on_training_images_falls(images: ImagesInMemory) -> None:
+    training = start(images, replace(PLAIN, epochs=20, label_smoothing=0.0, lr=1e-2), spec=TINY)
     losses = [step.loss for step in training]
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     assert not training.model.training
@@ -249,29 +249,29 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
 def test_the_weak_recipe_falls_at_its_milestones() -> None:
     rates = [learning_rate(RECIPES["weak_cifar"], step, 10) for step in range(2010)]
     assert rates[0] == pytest.approx(0.01)
-    places = [step for step, (a, b) in enumerate(pairwise(rates), 1) if b < a]
-    assert places == [610, 1210, 1610]
-    assert [rates[step] for step in places] == pytest.approx([0.02, 0.004, 0.0008])
+    falls = [step for step, (a, b) in enumerate(pairwise(rates), 1) if b < a]
+    assert falls == [610, 1210, 1610]
+    assert [rates[step] for step in falls] == pytest.approx([0.02, 0.004, 0.0008])
 
 
 def test_the_papers_recipe() -> None:
-    chosen = recipe("cifar")
-    assert (chosen.lr, chosen.weight_decay, chosen.batch_size, chosen.clip) == (1.25e-4, 0.05, 96, 5)
-    assert (chosen.warmup_epochs, chosen.epochs - chosen.warmup_epochs) == (5, 300)
-    assert (chosen.rand_augment, chosen.mixup, chosen.cutmix) == ("rand-m9-n2-mstd1.0", 1.0, 0.8)
-    assert (chosen.label_smoothing, chosen.drop_path) == (0.1, 0.1)
-    assert recipe("cifar_fast").epochs * 10 <= chosen.epochs
+    paper = recipe("cifar")
+    assert (paper.lr, paper.weight_decay, paper.batch_size, paper.clip) == (1.25e-4, 0.05, 96, 5)
+    assert (paper.warmup_epochs, paper.epochs - paper.warmup_epochs) == (5, 300)
+    assert (paper.rand_augment, paper.mixup, paper.cutmix) == ("rand-m9-n2-mstd1.0", 1.0, 0.8)
+    assert (paper.label_smoothing, paper.drop_path) == (0.1, 0.1)
+    assert recipe("cifar_fast").epochs * 10 <= paper.epochs
 
 
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
         ({"epochz": 3}, "did you mean epochs"),
-        ({"epochs": 0}, "epochs is 1 at least, and not 0"),
+        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
         ({"optimizer": "adam"}, "adamw or sgd"),
-        ({"lr": -1.0}, "lr is above 0"),
+        ({"lr": -1.0}, "lr is -1.0; it must be above 0"),
         ({"sam": 0.1, "precision": "fp16"}, "use --precision bf16"),
-        ({"warmup_epochs": 99}, "from 0 to the 60 epochs"),
+        ({"warmup_epochs": 99}, "at most the 60 epochs"),
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, object], what: str) -> None:
@@ -279,35 +279,35 @@ def test_a_wrong_field_is_named(fields: dict[str, object], what: str) -> None:
         recipe("fashion", **fields)
 
 
-def test_hard_labels_stay_numbers_and_soft_ones_sum_to_one(images: TrainingSet) -> None:
-    (part,) = parts(PLAIN, 80, (28, 28), step=0, cropped=False, seed=0)
-    _, hard = begun(images, replace(PLAIN, label_smoothing=0.0))._batch(part, images.images[part.images])
-    _, soft = begun(images, PLAIN)._batch(part, images.images[part.images])
-    assert torch.equal(hard, images.labels[part.images])
+def test_labels_are_class_numbers_without_smoothing_and_probabilities_with_it(images: ImagesInMemory) -> None:
+    (batch,) = micro_batches(PLAIN, 80, (28, 28), step=0, cropped=False, seed=0)
+    _, hard = start(images, replace(PLAIN, label_smoothing=0.0))._batch(batch, images.images[batch.images])
+    _, soft = start(images, PLAIN)._batch(batch, images.images[batch.images])
+    assert torch.equal(hard, images.labels[batch.images])
     assert torch.allclose(soft, mixed_targets(hard, hard, 10, 1.0, 0.1))
 
 
 # Images
 
 
-def test_the_training_set_is_normalised_by_its_own_pixels(images: TrainingSet) -> None:
+def test_the_training_set_is_normalised_by_its_own_pixels(images: ImagesInMemory) -> None:
     pixels = images.images.double() / 255
     assert images.mean == (pytest.approx(pixels.mean().item(), abs=1e-4),)
     assert images.std == (pytest.approx(pixels.std().item(), abs=1e-4),)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_images_from_files_come_in_the_order_asked_for(workers: int) -> None:
+def test_images_from_files_come_in_the_requested_order(workers: int) -> None:
     source = dataset("fashion", "train", limit=40)
-    files = TrainingFiles(source, (20, 24), 1, workers, (0.5,), (0.5,))
-    asked = [
-        p for step in range(3) for p in parts(replace(QUICK, mixup=1.0), 40, (20, 24), cropped=True, seed=1, step=step % 2)
-    ]
-    found = list(files.fetch(asked, 0.5))
-    assert [part for part, _ in found] == asked
-    assert all(pixels.shape == (len(part.images), 1, 20, 24) and pixels.dtype == torch.uint8 for part, pixels in found)
-    assert torch.equal(found[0][1], found[2][1])
-    assert not torch.equal(found[0][1], found[1][1])
+    files = ImagesInFiles(source, (20, 24), 1, workers, (0.5,), (0.5,))
+    mixing = replace(QUICK, mixup=1.0)
+    requested = [b for step in (0, 1, 0) for b in micro_batches(mixing, 40, (20, 24), cropped=True, seed=1, step=step)]
+    batches, images = zip(*files.fetch(requested, 0.5), strict=True)
+    assert list(batches) == requested
+    assert [x.shape for x in images] == [(len(batch.images), 1, 20, 24) for batch in batches]
+    assert all(x.dtype == torch.uint8 for x in images)
+    assert torch.equal(images[0], images[2])
+    assert not torch.equal(images[0], images[1])
     losses = [step.loss for step in train(load_model(TINY, pretrained=False), files, replace(QUICK, crop_pad=0, epochs=1))]
     assert len(losses) == 2
 
@@ -315,8 +315,8 @@ def test_images_from_files_come_in_the_order_asked_for(workers: int) -> None:
 # What cannot be trained
 
 
-def test_a_loss_that_is_no_number_stops_with_a_sentence(images: TrainingSet) -> None:
-    training = begun(images, QUICK)
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(images: ImagesInMemory) -> None:
+    training = start(images, QUICK)
     nn.init.constant_(training.model.get_classifier().weight, float("nan"))
     before = copy.deepcopy(training.model.stem.state_dict())
     with pytest.raises(UserError, match=r"at step 1, learning rate 0.0002: lower the highest learning rate, 0.001"):
@@ -326,16 +326,16 @@ def test_a_loss_that_is_no_number_stops_with_a_sentence(images: TrainingSet) -> 
 
 @pytest.mark.parametrize(
     ("changes", "what"),
-    [({"batch_size": 81}, "more than the 80 training images"), ({"accumulate": 3}, "cannot be dealt evenly")],
+    [({"batch_size": 81}, "at most the 80 training images"), ({"accumulate": 3}, "cannot be divided evenly")],
 )
-def test_a_batch_that_does_not_fit_is_refused(images: TrainingSet, changes: dict[str, int], what: str) -> None:
+def test_a_batch_that_does_not_fit_is_refused(images: ImagesInMemory, changes: dict[str, int], what: str) -> None:
     with pytest.raises(UserError, match=what):
-        begun(images, replace(QUICK, **changes))
+        start(images, replace(QUICK, **changes))
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, lambda: RuntimeError("DefaultCPUAllocator: not enough memory")])
-def test_out_of_memory_says_which_batch_to_try(images: TrainingSet, error: Callable[[], Exception]) -> None:
-    training = begun(images, QUICK)
+def test_out_of_memory_says_which_batch_to_try(images: ImagesInMemory, error: Callable[[], Exception]) -> None:
+    training = start(images, QUICK)
 
     def fail(*_: object) -> None:
         raise error()

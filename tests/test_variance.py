@@ -1,4 +1,4 @@
-"""Variance of the stream of models in which it is known what each unit does to it."""
+"""Variance of the stream of models whose units change it by a known factor."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from known_models import averaging, batches, binomial, blur, identity, noise, po
 from torch import nn
 
 from backlight import variance
-from backlight.analyses.variance import sample_variance, spatial_variance
+from backlight.analyses.variance.measure import sample_variance, spatial_variance
 from backlight.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "analyses.json").read_text())
@@ -38,7 +38,7 @@ def test_the_authors_numbers(case):
 
 
 class Tokens(nn.Module):
-    """An image as tokens behind a class token, one unit, and a head on the class token."""
+    """An image as tokens after a class token, one unit, and a head on the class token."""
 
     def __init__(self, class_token):
         super().__init__()
@@ -50,7 +50,7 @@ class Tokens(nn.Module):
         return self.head(self.norm(x + self.unit(x))[:, 0])
 
 
-def test_the_authors_number_of_tokens_behind_a_class_token():
+def test_the_authors_number_of_tokens_after_a_class_token():
     case = GOLDEN["tokens"]
     tokens = formula(case["shape"], case["i"])
     images = tokens[:, 1:].transpose(1, 2).unflatten(2, (14, 14))
@@ -63,7 +63,7 @@ def test_the_authors_number_of_tokens_behind_a_class_token():
 
 
 def by_parseval(images, gain):
-    """Spatial variance of images whose wave (ky, kx) is multiplied by a gain: the energy of all waves but the zeroth."""
+    """Spatial variance of images whose wave (ky, kx) is multiplied by a gain: the energy of all waves except the mean."""
     h, w = images.shape[2:]
     energy = (gain * torch.fft.fft2(images.double()).abs()).square()
     energy[..., 0, 0] = 0
@@ -81,14 +81,14 @@ def test_filters_multiply_the_variance_of_each_wave():
     assert after_both == pytest.approx(by_parseval(images, (1 + low_pass) * (2 - low_pass)), rel=1e-5)
 
 
-def test_units_that_add_nothing_or_a_constant_leave_it():
+def test_units_that_add_zero_or_a_constant_keep_the_variance():
     before, *after = values(variance(tower(identity(), averaging(3.0), identity()), batches(noise(6, 3, 8, 8), 3)))
     assert after[0] == before
     assert after == pytest.approx([before] * 3, rel=1e-5)
 
 
-def test_units_that_mix_channels_multiply_it():
-    """x + x is 2 x: four times the variance, and half of x is a quarter."""
+def test_pointwise_units_multiply_the_variance():
+    """x + x is 2 x, with four times the variance; half of x has a quarter."""
     doubling, halving = pointwise(torch.eye(3)), pointwise(-0.5 * torch.eye(3))
     before, *after = values(variance(tower(doubling, halving, halving), batches(noise(6, 3, 8, 8), 3)))
     assert after == pytest.approx([4 * before, before, before / 4])
@@ -104,11 +104,11 @@ def slow_variance(numbers):
 
 def test_both_variances_are_their_definitions():
     maps = noise(4, 2, 3, 5).double()
-    for image, found in zip(maps, spatial_variance(maps), strict=True):
+    for image, value in zip(maps, spatial_variance(maps), strict=True):
         slow = sum(slow_variance(channel.flatten().tolist()) for channel in image) / 2
-        assert found.item() == pytest.approx(slow)
-    places = [maps[:, c, y, x].tolist() for c in range(2) for y in range(3) for x in range(5)]
-    assert sample_variance(maps).item() == pytest.approx(sum(map(slow_variance, places)) / 30)
+        assert value.item() == pytest.approx(slow)
+    pixels = [maps[:, c, y, x].tolist() for c in range(2) for y in range(3) for x in range(5)]
+    assert sample_variance(maps).item() == pytest.approx(sum(map(slow_variance, pixels)) / 30)
 
 
 def test_over_samples_is_the_mean_over_batches():
@@ -119,8 +119,8 @@ def test_over_samples_is_the_mean_over_batches():
     assert row["variance_low"] < row["variance"] < row["variance_high"]
 
 
-def test_the_two_variances_see_different_things():
-    """The same image again and again varies over space and not over samples; plain images of several greys the reverse."""
+def test_the_two_variances_differ():
+    """Copies of one image vary over space and not over samples; uniform images of several greys the reverse."""
     same = noise(1, 3, 8, 8).expand(6, -1, -1, -1)
     grey = noise(6, 3, 1, 1).expand(-1, -1, 8, 8)
     model = tower(identity())
@@ -139,22 +139,22 @@ def test_a_last_batch_of_one_image_has_no_variance_over_samples():
 
 
 @pytest.mark.parametrize("over", ["space", "samples"])
-def test_normalised_it_does_not_know_the_scale(over):
+def test_the_normalised_variance_does_not_depend_on_the_scale(over):
     images = noise(6, 3, 8, 8)
     data = batches(images, 3)
     plain, loud = (variance(tower(blur()), [scale * x for x in data], over=over) for scale in (1, 10))
     assert values(loud) == pytest.approx([100 * x for x in values(plain)], rel=1e-4)
     plain, loud = (variance(tower(blur()), [s * x for x in data], over=over, normalise=True) for s in (1, 10))
     assert values(loud) == pytest.approx(values(plain), rel=1e-4)
-    assert values(plain) == pytest.approx([1, 1], abs=0.1)  # white noise: about all of the mean square is variance
+    assert values(plain) == pytest.approx([1, 1], abs=0.1)  # white noise: its mean is about 0
 
 
-def test_another_kind_is_refused():
-    with pytest.raises(UserError, match="'space' or 'samples', not 'channels'"):
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(UserError, match=r"over is 'channels'.*; it must be space or samples"):
         variance(tower(blur()), [noise(2, 3, 8, 8)], over="channels")
 
 
-# --- rows, places, claims
+# --- rows, named modules, claims
 
 
 def test_at_reads_a_model_without_units():
@@ -181,7 +181,7 @@ def test_the_claim_of_convolutions(unit, verdict):
     assert [claim.verdict for claim in claims if "Convolutions" in claim.statement] == ([verdict] if verdict else [])
 
 
-def test_claims_go_both_ways():
+def test_claims_can_hold_or_not():
     halving, doubling = pointwise(-0.5 * torch.eye(3)), pointwise(torch.eye(3))
     (raised,) = variance(tower(doubling), batches(noise(8, 3, 8, 8), 4)).claims
     (lowered,) = variance(tower(halving), batches(noise(8, 3, 8, 8), 4)).claims
@@ -191,9 +191,9 @@ def test_claims_go_both_ways():
     assert "MLPs" in raised.statement
 
 
-def test_a_blank_image_does_not_silence_the_claims():
+def test_a_blank_image_does_not_make_claims_nan():
     images = noise(8, 3, 8, 8)
-    images[3] = 0  # no variance before and after: its ratio says nothing
+    images[3] = 0  # variance 0 before and after: 0 / 0
     (claim,) = variance(tower(pointwise(torch.eye(3))), batches(images, 4)).claims
     assert claim.value == pytest.approx(math.log(4))
     assert claim.verdict == "holds"

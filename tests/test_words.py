@@ -1,7 +1,7 @@
-"""The word of each architecture, spelled by hand from its definition: its depths and what its blocks are made of.
+"""The word of each architecture, written by hand from its definition: the depths of its stages and the parts of its blocks.
 
-``a`` attention, ``c`` convolution, ``m`` MLP, ``b`` blur (pooling), a group a resolution.  A block that changes the
-resolution or the width has no residual in some families (EfficientNet) and a projected one in others (ResNet).
+``a`` attention, ``c`` convolution, ``m`` MLP, ``b`` blur (pooling), one group per resolution.  A block that changes the
+resolution or the width has no skip connection in some families (EfficientNet) and a projected one in others (ResNet).
 """
 
 import hashlib
@@ -15,7 +15,9 @@ from timm.models.vision_transformer import ParallelScalingBlock
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 from torchvision.models.vision_transformer import VisionTransformer
 
-from backlight.anatomy import check, spell, units
+from backlight.tracing.find import units
+from backlight.tracing.hooks import check
+from backlight.tracing.tap import spell
 
 
 def timm_model(name, **arguments):
@@ -23,7 +25,7 @@ def timm_model(name, **arguments):
 
 
 def hf_model(kind, **settings):
-    """From a small configuration made here, which needs no hub."""
+    """A model of the transformers library from a small configuration, without the Hub."""
 
     def make():
         config = getattr(hf, f"{kind}Config")(num_labels=4, **settings)
@@ -36,7 +38,7 @@ def am(depth):
     return "am" * depth
 
 
-# Small, for widths leave the word as it is.
+# Small, because widths do not change the word.
 FOUR = (8, 16, 24, 32)
 TINY = {
     "hidden_size": 16,
@@ -55,8 +57,8 @@ MODELS = {
     "resnet18": ("cc cc cc cc", timm_model("resnet18"), 32),
     "resnet50": ("ccc cccc cccccc ccc", timm_model("resnet50"), 64),
     "resnetv2_18": ("cc cc cc cc", timm_model("resnetv2_18"), 32),
-    "legacy_seresnet18": ("cc cc cc cc", timm_model("legacy_seresnet18"), 32),  # its squeeze is no attention
-    "gcresnext26ts": ("cc cc cc cc", timm_model("gcresnext26ts"), 64),  # nor is its global context
+    "legacy_seresnet18": ("cc cc cc cc", timm_model("legacy_seresnet18"), 32),  # squeeze and excitation is not attention
+    "gcresnext26ts": ("cc cc cc cc", timm_model("gcresnext26ts"), 64),  # global context is not attention
     "regnetx_002": ("c c cccc ccccccc", timm_model("regnetx_002"), 64),
     "convnext_atto": ("cc cc cccccc cc", timm_model("convnext_atto", dims=FOUR), 32),
     "efficientnet_b0": ("c c cccc ccc", timm_model("efficientnet_b0"), 64),  # 1 2 2 3 3 4 1 blocks, a residual
@@ -84,8 +86,8 @@ MODELS = {
     "pit_ti": (f"{am(2)} {am(6)} {am(4)}", timm_model("pit_ti_224", img_size=64), 64),
     "mvitv2_tiny": (f"am {am(2)} {am(5)} {am(2)}", timm_model("mvitv2_tiny", img_size=64), 64),
     "hiera_tiny": (f"am {am(2)} {am(7)} {am(2)}", timm_model("hiera_tiny_224", img_size=64, embed_dim=24), 64),
-    # 12 blocks with local patch interaction, then 2 of class attention; 24 blocks, then 2, whose class token comes from
-    # nowhere, so that the first class attention has no stream to be added to
+    # XCiT: 12 blocks with local patch interaction, then 2 of class attention.  CaiT: 24 blocks, then 2 of class attention;
+    # its class token enters only there, so the first class attention has no stream to which it is added
     "xcit_nano": ("acm" * 12 + am(2), timm_model("xcit_nano_12_p16_224"), 32),
     "cait_xxs24": (am(24) + "m" + am(1), timm_model("cait_xxs24_224", img_size=32, embed_dim=24, num_heads=2), 32),
     # timm: both, and neither
@@ -118,7 +120,7 @@ MODELS = {
         64,
     ),
     "pvt_v2_b0": ("acac acac acac acac", timm_model("pvt_v2_b0"), 64),  # its MLPs convolve
-    "crossvit_tiny": (  # two streams: in each of 3 stages 1 and 4 blocks, then each asks the other
+    "crossvit_tiny": (  # two streams: in each of 3 stages 1 and 4 blocks, then each attends to the other
         " ".join(["am", am(4) + "aa"] * 3),
         timm_model("crossvit_tiny_240", img_size=120),
         120,
@@ -132,7 +134,7 @@ MODELS = {
     "gmlp_ti16": ("m" * 30, timm_model("gmlp_ti16_224", img_size=32), 32),
     "sequencer2d_s": ("om" * 4 + " " + "om" * 14, timm_model("sequencer2d_s", embed_dims=FOUR), 64),
     # torchvision
-    "tv resnet18": ("cc cc cc cc", tv.resnet18, 32),  # runs each rectifier twice
+    "tv resnet18": ("cc cc cc cc", tv.resnet18, 32),  # calls each rectifier twice
     "tv resnext": ("cc c cc c", lambda: tv.ResNet(tv.resnet.Bottleneck, [2, 1, 2, 1], groups=8, width_per_group=1), 32),
     "tv mobilenet_v2": ("c cc ccccc cc", lambda: tv.mobilenet_v2(width_mult=0.35), 64),
     "tv regnet_y_400mf": ("c ccc cccccc cccccc", tv.regnet_y_400mf, 64),
@@ -192,16 +194,16 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_is_what_its_word_spells(name):
+def test_the_units_of_a_model_spell_its_word(name):
     word, make, side = MODELS[name]
     torch.manual_seed(0)
     model, images = make(), torch.randn(1, 3, side, side)
-    modes = give_modes(model)
+    modes = mixed_modes(model)
     before = fingerprint(model, images)
 
-    found = units(model, images)
-    assert spell(found) == word
-    for unit, proof in check(model, images, found):
+    model_units = units(model, images)
+    assert spell(model_units) == word
+    for unit, proof in check(model, images, model_units):
         assert proof is (True if unit.identity and unit.before and unit.after else None), unit
 
     assert fingerprint(model, images) == before
@@ -209,15 +211,15 @@ def test_a_model_is_what_its_word_spells(name):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def give_modes(model):
-    """Every third module in training mode: which has to be so afterwards."""
+def mixed_modes(model):
+    """Put every third module into training mode; the modes, which must be the same afterwards."""
     for i, module in enumerate(model.modules()):
         module.training = i % 3 == 0
     return [module.training for module in model.modules()]
 
 
 def fingerprint(model, images):
-    """The bits of the output, the parameters and the buffers."""
+    """A hash of the output, the parameters and the buffers."""
     modes = [module.training for module in model.modules()]
     with torch.no_grad():
         output = model.eval()(images)

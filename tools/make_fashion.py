@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from backlight.data import stratified
+from backlight.data.sampling import stratified
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 TARGET = Path(__file__).parents[1] / "src/backlight/assets/fashion"

@@ -5,66 +5,32 @@ Names load on first use, so that ``import backlight`` is instant; ``import backl
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-_HOME = {
-    "load_model": "models.zoo",
-    "load_data": "data",
-    "units": "anatomy",
-    "hybridize": "models.surgery",
-    "smooth": "models.surgery",
-    "drop_original": "models.surgery",
-    "gates": "models.surgery",
-    "set_gates": "models.surgery",
-    "feature_maps": "anatomy",
-    "without": "anatomy",
-    "grid": "layout",
-    "spell": "anatomy",
-    "fourier": "analyses.fourier",
-    "variance": "analyses.variance",
-    "similarity": "analyses.similarity",
-    "attention": "analyses.attention",
-    "lesion": "analyses.lesion",
-    "noise": "analyses.noise",
-    "corruption": "analyses.corruption",
-    "adversarial": "analyses.adversarial",
-    "shape_bias": "analyses.shape_bias",
-    "calibration": "analyses.calibration",
-    "hessian": "analyses.hessian",
-    "landscape": "analyses.landscape",
-    "trajectory": "analyses.trajectory",
-    "write_vtp": "vtp",
-    "Objective": "objective",
-    "draw_batches": "batches",
-    "Hessian": "curvature",
-    "lanczos": "curvature",
-    "density": "curvature",
-    "trace": "curvature",
-    "of_module": "curvature",
-    "of_units": "curvature",
-    "load": "result",
-    "Result": "result",
-    "train": "training",
-    "recipe": "recipes",
-    "train_to_folder": "runs",
-    "Run": "runs",
-    "buildup_to_folder": "buildup",
-    "BuildupRun": "buildup",
-    "dataset": "data",
-    "run_study": "study",
-    "write_report": "report",
-}
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+
+def _public() -> dict[str, str]:
+    """Public name -> module: what the stub beside this file imports, and the analyses of the catalogue."""
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    names = {alias.name: node.module or "" for node in imports for alias in node.names if alias.name != "*"}
+    catalog = "backlight.analyses.catalog"
+    return names | dict.fromkeys(import_module(catalog).CATALOG, catalog)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    public = {} if name.startswith("_") and name != "__all__" else _public()
+    if name == "__all__":
+        return ["__version__", *public]
+    if name not in public:
         raise AttributeError(f"module 'backlight' has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    value = globals()[name] = getattr(import_module(public[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(["__version__", *_public()])

@@ -1,6 +1,6 @@
 """``python -m backlight`` is the command line."""
 
-from .cli import main
+from backlight.cli.main import main
 
 if __name__ == "__main__":
     main()

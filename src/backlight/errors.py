@@ -1,4 +1,4 @@
-"""The two mistakes a user is told about in one sentence: their own, and a thing that is not to be had.
+"""The two mistakes that a user hears of in one sentence: one of their own, and something that is not available.
 
 Anything else is a fault of Backlight and keeps its traceback.
 """
@@ -16,16 +16,25 @@ class UserError(ValueError):
 
 
 class Unavailable(UserError):
-    """A model, weights or data that cannot be had from here.  The command line exits with 4."""
+    """A model, weights or data that are not available here.  The command line exits with 4."""
 
     exit_code = 4
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A half-sentence that names the closest known words, or nothing.
+    """Half a sentence with the closest known words; empty if there are none.
 
     >>> did_you_mean("furier", ["fourier", "variance"])
     '; did you mean fourier?'
     """
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line: the first line that says something, or its type.
+
+    >>> first_line(ValueError("\\nbad\\nworse")), first_line(KeyError())
+    ('bad', 'KeyError')
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,22 +1,37 @@
-"""Progress on standard error: a bar with the time left on a terminal, a plain line now and then off one."""
+"""Progress: one kind of event, shown on standard error as a bar on a terminal and as a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass
 from typing import Any
 
-#: Seconds between lines where there is no terminal: a log of an hour stays a page.
+#: Seconds between two lines where there is no terminal: a log of an hour stays a page long.
 PAUSE = 10.0
 
 
-class Watched:
-    """Data whose batches are counted on standard error as they go by; everything else is the data's own."""
+@dataclass(frozen=True)
+class Progress:
+    """How far some long work is."""
 
-    def __init__(self, data: Any, what: str) -> None:
-        self.data, self.what = data, what
-        self.unit = "steps" if isinstance(data, list) else "batches"
+    step: int
+    steps: int
+    text: str = ""  # what else is known, for people
+    what: str = ""  # what is done
+    unit: str = "steps"
+
+
+#: What takes events; a string is a line for people.
+Show = Callable[["Progress | str"], None]
+
+
+class Counted:
+    """Data that report how many of their batches have gone by.  Everything else is the data's own."""
+
+    def __init__(self, data: Any, what: str, show: Show, unit: str = "batches") -> None:
+        self.data, self.what, self.show, self.unit = data, what, show, unit
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.data, name)
@@ -25,79 +40,79 @@ class Watched:
         return len(self.data)
 
     def __iter__(self) -> Iterator[Any]:
-        return _bar(self.data, self.what) if sys.stderr.isatty() else _lines(self.data, self.what, self.unit)
-
-
-def _bar(data: Any, what: str) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=len(data))
-        for batch in data:
+        steps = len(self.data) if isinstance(self.data, Sized) else 0
+        self.show(Progress(0, steps, what=self.what, unit=self.unit))
+        for step, batch in enumerate(self.data, 1):
             yield batch
-            progress.advance(task)
+            self.show(Progress(step, steps, what=self.what, unit=self.unit))
 
 
-def followed(moments: Iterable[Any], what: str, *, quiet: bool) -> None:
-    """Show a long run on standard error: its lines as they come, its progress (step, steps, text) as a bar or now and then."""
-    if quiet:
-        for _ in moments:
-            pass
-    elif sys.stderr.isatty():
-        _followed_bar(moments, what)
-    else:
-        said = 0.0
-        for moment in moments:
-            if isinstance(moment, str):
-                print(moment, file=sys.stderr, flush=True)
-            elif time.monotonic() - said > PAUSE or moment.step == moment.steps:
-                said = time.monotonic()
-                print(f"step {moment.step} of {moment.steps}, {moment.text}", file=sys.stderr, flush=True)
+def quiet(event: Progress | str) -> None:
+    """Show nothing."""
 
 
-def _followed_bar(moments: Iterable[Any], what: str) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+class Display:
+    """Shows events on standard error.  A context manager, so that a bar ends when the work does."""
 
-    columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what)
-        for moment in moments:
-            if isinstance(moment, str):
-                progress.console.print(moment, markup=False, highlight=False)
-            else:
-                progress.update(task, completed=moment.step, total=moment.steps, description=moment.text)
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.what: str | None = None
+        self.started = self.shown = time.monotonic()
+        self.bar: Any = None
+        self.task: Any = None
 
+    def __enter__(self) -> Show:
+        return self.show
 
-def _lines(data: Any, what: str, unit: str) -> Iterator[Any]:
-    started = said = time.monotonic()
-    total = len(data)
-    if unit == "steps" and total:  # long ones
-        print(f"{what}: {total} steps", file=sys.stderr, flush=True)
-    for done, batch in enumerate(data, 1):
-        yield batch
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def show(self, event: Progress | str) -> None:
+        """Show an event, or print a line."""
+        if isinstance(event, str):
+            self.bar.console.print(event, markup=False, highlight=False) if self.bar else self._print(event)
+            return
+        if event.what != self.what:
+            self.what, self.started, self.shown = event.what, time.monotonic(), time.monotonic()
+            self.task = None
+        self._show_bar(event) if self.terminal else self._show_line(event)
+
+    def _show_bar(self, event: Progress) -> None:
+        if self.bar is None:
+            self.bar = _bar()
+            self.bar.start()
+        text = ": ".join(filter(None, (event.what, event.text)))
+        if self.task is None:
+            self.task = self.bar.add_task(text, total=event.steps)
+        self.bar.update(self.task, completed=event.step, total=event.steps, description=text)
+
+    def _show_line(self, event: Progress) -> None:
         now = time.monotonic()
-        if now - said > PAUSE and done < total:
-            said = now
-            left = (now - started) / done * (total - done)
-            print(f"{what}: {done} of {total} {unit}, {clock(left)} left", file=sys.stderr, flush=True)
-    print(f"{what}: {total} {unit} in {clock(time.monotonic() - started)}", file=sys.stderr, flush=True)
+        name = f"{event.what}: " if event.what else ""
+        if event.step == 0 and event.unit == "steps" and event.what:  # long ones
+            self._print(f"{name}{event.steps} steps")
+        elif event.step == event.steps:
+            elapsed = f" in {clock(now - self.started)}" if not event.text else f", {event.text}"
+            self._print(f"{name}{event.steps} {event.unit}{elapsed}")
+        elif now - self.shown > PAUSE:
+            self.shown = now
+            left = (now - self.started) / max(1, event.step) * (event.steps - event.step)
+            self._print(f"{name}{event.step} of {event.steps} {event.unit}, {event.text or f'{clock(left)} left'}")
+
+    @staticmethod
+    def _print(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
+    return Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True))
 
 
 def clock(seconds: float) -> str:
@@ -106,7 +121,7 @@ def clock(seconds: float) -> str:
     >>> clock(4), clock(75), clock(3725)
     ('4 s', '1:15 min', '1:02 h')
     """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60}:{whole % 60:02} min" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02} h"
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    return f"{total // 60}:{total % 60:02} min" if total < 3600 else f"{total // 3600}:{total % 3600 // 60:02} h"

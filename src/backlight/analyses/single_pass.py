@@ -1,7 +1,7 @@
-"""Several analyses, one forward pass over the images.
+"""One forward pass over the images for several analyses.
 
-An analysis that only watches is a *reducer*: it takes numbers of each image from the stream as it flows by, and makes a
-result of them at the end.  Feature maps are never kept, so memory does not grow with the number of images.
+An analysis that only reads activations is a *reducer*: it takes a few numbers per image from the model's stream and its
+output, and makes a result of them at the end.  Feature maps are not stored, so memory hardly grows with the number of images.
 """
 
 from __future__ import annotations
@@ -10,110 +10,126 @@ import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Tap, Unit, evaluating, grid, places, reading, tensors, units
-from ..errors import UserError
-from ..evidence import device_of, dtype_of, evidence
-from ..result import Result, Row
+from backlight.errors import UserError
+from backlight.inputs import image_batches, refuse_other_classes, tensors, to_model
+from backlight.results.provenance import provenance
+from backlight.results.result import Result, Row
+from backlight.settings import Settings
+from backlight.tracing.find import units
+from backlight.tracing.hooks import reading
+from backlight.tracing.layout import grid
+from backlight.tracing.tap import Tap, Unit, stream_taps
+from backlight.tracing.trace import evaluating
+
+R_co = TypeVar("R_co", bound=Result, covariant=True)
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """The units of a model and the places where its stream is read, in order of depth."""
+class Streams:
+    """The units of a model and the taps where its stream is read, in order of depth."""
 
     units: list[Unit]
-    places: list[Tap]
+    taps: list[Tap]
 
     def before(self, unit: Unit) -> int | None:
-        """The place of the stream that a unit reads."""
-        return self.places.index(unit.before) if unit.before in self.places else None
+        """The index of the tap of the stream that a unit reads; None if that is not read."""
+        return self.taps.index(unit.before) if unit.before in self.taps else None
 
     def after(self, unit: Unit) -> int | None:
-        """The place of the stream after a unit."""
-        return self.places.index(unit.after) if unit.after in self.places else None
+        """The index of the tap of the stream after a unit; None if that is not read."""
+        return self.taps.index(unit.after) if unit.after in self.taps else None
 
-    def streams(self) -> Iterator[tuple[Row, int | None, int]]:
-        """What is read, as rows to be: the stem, called unit -1, then each unit, with the places before and after it."""
+    def rows(self) -> Iterator[tuple[Row, int | None, int]]:
+        """The first columns of a row, and the indices of the taps before and after: for the stem (unit -1), then each unit."""
         stem = self.before(self.units[0])
         if stem is not None:
-            yield {"unit": -1, "kind": "stem", "stage": 0, "module": self.places[stem].module}, None, stem
+            yield {"unit": -1, "kind": "stem", "stage": 0, "module": self.taps[stem].module}, None, stem
         for unit in self.units:
             after = self.after(unit)
             if after is not None:
                 yield described(unit), self.before(unit), after
 
     def transforms(self, kinds: Sequence[str]) -> list[tuple[int, int]]:
-        """Places before and after each unit of these kinds that keeps the resolution."""
-        pairs = ((self.before(u), self.after(u)) for u in self.units if u.kind in kinds)
+        """The indices of the taps before and after each unit of these kinds that keeps the resolution."""
+        pairs = ((self.before(unit), self.after(unit)) for unit in self.units if unit.kind in kinds)
         return [
             (a, b) for a, b in pairs
-            if a is not None and b is not None and self.places[a].layout.size == self.places[b].layout.size  # type: ignore[union-attr]
+            if a is not None and b is not None and self.taps[a].layout.size == self.taps[b].layout.size  # type: ignore[union-attr]
         ]  # fmt: skip
 
 
-class Reducer(Protocol):
-    """What a single-pass analysis keeps of the images.  Made with the model's anatomy and the analysis's settings."""
+class Reducer(Protocol[R_co]):
+    """A single-pass analysis in progress."""
 
     analysis: ClassVar[str]
     reads_stream: ClassVar[bool]
     reads_labels: ClassVar[bool]
 
-    def read(self, place: int, maps: Tensor) -> None:
-        """Take numbers of the stream at a place.  Shapes: maps (B, C, h, w), valid during the call only."""
+    def __init__(self, streams: Streams, settings: Any) -> None:
+        """Take the streams of the model, and the settings of the analysis."""
+
+    def read(self, tap: int, maps: Tensor) -> None:
+        """Reduce the stream at the tap of this index.  Shapes: maps (B, C, h, w), valid during the call only."""
 
     def finish(self, logits: Tensor, labels: Tensor | None) -> None:
-        """The batch is over.  Shapes: logits (B, K), labels (B,)."""
+        """Finish a batch.  Shapes: logits (B, K), labels (B,)."""
 
-    def result(self, model: str, evidence: dict[str, Any], resamples: int, seed: int) -> Result:
-        """Everything seen, with intervals."""
+    def result(self, model: str, provenance: dict[str, Any], resamples: int, seed: int) -> R_co:
+        """The result for all images, with intervals."""
 
 
 def single_pass(
     model: nn.Module,
     data: Iterable[Any],
-    reducers: Mapping[type[Reducer], Mapping[str, Any]],
+    reducers: Mapping[type[Reducer], Settings],
     *,
     at: Sequence[str] | None = None,
     name: str | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Result]:
-    """Run reducers (type -> settings) over the images together, and return their results in order.
+    """The results of several reducers (class -> settings), in order, from one pass over the images.
 
-    ``data`` yields batches of images, or of (images, labels).  Errors: UserError if there are no images, or if a reducer
-    needs to read the stream and the model has no residual units and ``at`` names no places.
+    ``data`` yields batches of images, or of (images, labels).  ``at`` names modules to read instead of units.
+    Errors: UserError if there are no images, or if a reducer reads the stream and the model has no residual units and no
+    ``at`` is given.
     """
     started = time.perf_counter()
-    batches = split(data)
+    batches = image_batches(data)
     first = next(batches, None)
     if first is None:
         raise UserError("no images: the data are empty")
     streaming = any(kind.reads_stream for kind in reducers)
-    anatomy = read_anatomy(model, fit(first[0][:2], model), at) if streaming else Anatomy([], [])
-    running = [kind(anatomy, **settings) for kind, settings in reducers.items()]  # type: ignore[call-arg]
-    images_seen = 0
-    with evaluating(model), torch.inference_mode(), watching(model, anatomy, running):
+    streams = find_streams(model, to_model(first[0][:2], model), at) if streaming else Streams([], [])
+    running = [kind(streams, settings) for kind, settings in reducers.items()]
+    count = 0
+    with evaluating(model), torch.inference_mode(), reading_streams(model, streams, running):
         for images, labels in itertools.chain([first], batches):
             if streaming and images.shape[2:] != first[0].shape[2:]:
                 sizes = " and ".join(f"{h} x {w}" for h, w in (first[0].shape[2:], images.shape[2:]))
-                raise UserError(f"the data hold images of {sizes}, whose feature maps differ; bring them to one size")
-            logits = next(tensors(model(fit(images, model))))
-            if images_seen == 0 and any(reducer.reads_labels for reducer in running):
+                raise UserError(
+                    f"the data have images of {sizes}, so feature maps differ in size; resize the images to one size"
+                )
+            logits = next(tensors(model(to_model(images, model))))
+            if count == 0 and any(reducer.reads_labels for reducer in running):
                 refuse_other_classes(logits, data)
-            images_seen += len(images)
+            count += len(images)
             for reducer in running:
                 reducer.finish(logits, labels.to(logits.device) if labels is not None else None)
     seconds = time.perf_counter() - started
     return [
         reducer.result(
             name or type(model).__name__,
-            evidence(model, data, images=images_seen, resamples=resamples, seed=seed, at=list(at) if at else None, **settings)
-            | {"seconds": round(seconds, 3), "left_out": unreadable(anatomy)},
+            provenance(
+                model, data, images=count, resamples=resamples, seed=seed, at=list(at) if at else None, **asdict(settings)
+            )
+            | {"seconds": round(seconds, 3), "left_out": unreadable(streams)},
             resamples,
             seed,
         )
@@ -121,77 +137,67 @@ def single_pass(
     ]
 
 
+def alone(
+    reducer: type[Reducer[R_co]],
+    settings: Settings,
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    at: Sequence[str] | None = None,
+    name: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> R_co:
+    """The result of one reducer."""
+    (result,) = single_pass(model, data, {reducer: settings}, at=at, name=name, resamples=resamples, seed=seed)
+    return cast(R_co, result)
+
+
 @contextmanager
-def watching(model: nn.Module, anatomy: Anatomy, reducers: Sequence[Reducer]) -> Iterator[None]:
-    """Within the block each forward pass hands the maps at each place to the reducers that read the stream."""
+def reading_streams(model: nn.Module, streams: Streams, reducers: Sequence[Reducer]) -> Iterator[None]:
+    """Within the block each forward pass gives the maps at each tap to the reducers that read the stream."""
     readers = [reducer for reducer in reducers if reducer.reads_stream]
 
-    def visit(place: int, activation: Tensor) -> None:
-        maps = grid(activation, anatomy.places[place].layout)  # type: ignore[arg-type]
+    def visit(tap: int, activation: Tensor) -> None:
+        maps = grid(activation, streams.taps[tap].layout)  # type: ignore[arg-type]
         for reader in readers:
-            reader.read(place, maps)
+            reader.read(tap, maps)
 
-    with reading(model, anatomy.places, visit):
+    with reading(model, streams.taps, visit):
         yield
 
 
-def read_anatomy(model: nn.Module, images: Tensor, at: Sequence[str] | None) -> Anatomy:
-    """The units of a model and where their streams are read.  Errors: UserError, with what to do, if there are none."""
-    found = units(model, images, at=at)
-    if not found:
+def find_streams(model: nn.Module, images: Tensor, at: Sequence[str] | None) -> Streams:
+    """The units of a model, or the modules ``at``, and the taps where its stream is a map of at least 2 x 2 positions.
+
+    Errors: UserError, with what to do, if there are none.
+    """
+    model_units = units(model, images, at=at)
+    if not model_units:
         raise UserError(
-            f"{type(model).__name__} has no residual units; name the places to read, for instance {suggestion(model)}"
+            f"{type(model).__name__} has no residual units; name the modules to read, for example {suggestion(model)}"
         )
-    anatomy = Anatomy(found, [tap for tap in places(found) if min(tap.layout.size) > 1])  # type: ignore[union-attr]
-    if len(unreadable(anatomy)) == len(found):
-        what = f"at {', '.join(at)}" if at else "between its units"
-        raise UserError(f"{type(model).__name__} carries no feature map {what}; name modules that return one with --at")
-    return anatomy
+    taps = [tap for tap in stream_taps(model_units) if min(tap.layout.size) > 1]  # type: ignore[union-attr]
+    streams = Streams(model_units, taps)
+    if len(unreadable(streams)) == len(model_units):
+        where = f"at {', '.join(at)}" if at else "between its units"
+        raise UserError(f"{type(model).__name__} has no feature map {where}; name modules that return one with --at")
+    return streams
 
 
-def split(data: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Batches as (images, labels), labels None where there are none.  Errors: UserError if these are no batches."""
-    for batch in data:
-        images, labels, *_ = (batch, None) if isinstance(batch, Tensor) else (*batch, None, None)
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            what = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(batch).__name__}"
-            raise UserError(f"data must yield batches of images (B, C, H, W), alone or with labels, and this yields {what}")
-        if not images.is_floating_point():
-            kind = str(images.dtype).removeprefix("torch.")
-            raise UserError(f"the images are pixels of type {kind}; scale and normalise them as the model was trained")
-        if len(images):
-            yield images, labels if isinstance(labels, Tensor) else None
+def unreadable(streams: Streams) -> list[str]:
+    """The units, with module, after which the stream is not a map of at least 2 x 2 positions."""
+    return [str(unit) for unit in streams.units if streams.after(unit) is None]
 
 
-def refuse_other_classes(logits: Tensor, data: Any) -> None:
-    """Errors: UserError if the data say how many classes they have and the model tells apart another number."""
-    classes = getattr(data, "classes", None)
-    if classes and logits.ndim == 2 and logits.shape[1] != len(classes):
-        raise UserError(
-            f"the model tells {logits.shape[1]} classes apart and the data have {len(classes)}, so its accuracy on them means "
-            "nothing; name a model trained on these classes, or data of the model's own"
-        )
-
-
-def unreadable(anatomy: Anatomy) -> list[str]:
-    """The units after which the stream is no map with two rows and two columns at least, each with its module."""
-    return [str(unit) for unit in anatomy.units if anatomy.after(unit) is None]
-
-
-def described(unit: Unit) -> dict[str, Any]:
-    """A unit in the columns that every table of units starts with."""
+def described(unit: Unit) -> Row:
+    """A unit as the first columns of a row."""
     return {"unit": unit.index, "kind": unit.kind, "stage": unit.stage, "module": unit.module}
 
 
-def fit(images: Tensor, model: nn.Module) -> Tensor:
-    """Images where the model lives, in the type of its weights."""
-    return images.to(device_of(model), dtype_of(model), non_blocking=True)
-
-
 def suggestion(model: nn.Module) -> str:
-    """``--at`` with a few convolutions, attentions or blocks that the model has."""
-    weighty = [n for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.MultiheadAttention))] or [
+    """``--at`` with up to three of the model's convolutions or attentions; of other modules if it has none."""
+    paths = [n for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.MultiheadAttention))] or [
         n for n, m in model.named_modules() if n and not list(m.children())
     ]
-    chosen = weighty[:: max(1, len(weighty) // 3)][:3]
-    return " ".join(f"--at {path}" for path in chosen)
+    return " ".join(f"--at {path}" for path in paths[:: max(1, len(paths) // 3)][:3])

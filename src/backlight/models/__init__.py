@@ -1,6 +1,6 @@
-"""Our models, registered with timm by importing this package."""
+"""Models: architectures, sources that load a model by name, surgery, and cost.  Importing this registers ours with timm."""
 
-from . import cifar, local_vit
-from .alternet import AlterNet
+from backlight.models.architectures import cifar, local_vit
+from backlight.models.architectures.alternet import AlterNet
 
 __all__ = ["AlterNet", "cifar", "local_vit"]

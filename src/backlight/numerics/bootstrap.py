@@ -1,7 +1,9 @@
-"""Confidence intervals from the images at hand: the bootstrap over images (Efron 1979).
+"""Confidence intervals by resampling images: the bootstrap.
 
-Images are drawn with replacement, as often as there are; a resample is a vector of how often each image was drawn.  The
-same seed gives the same resamples, so that differences between units, or between a model and its lesion, are paired.
+Efron, "Bootstrap Methods: Another Look at the Jackknife" (Annals of Statistics 1979).  A resample draws n images out of n with
+replacement and is stored as the number of times each image is drawn.  The same seed gives the same resamples, so differences
+between units, or between a model and its lesion, are paired.  scipy.stats.bootstrap passes copies of the samples to the
+statistic; with counts, all resamples of a mean are one matrix product.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
-#: Resamples counted at once: bounds the memory at this many times the images.
+#: Resamples drawn at once: memory is this many times the number of images.
 CHUNK = 32
 
 
 class Interval(NamedTuple):
-    """An estimate and the ends of its confidence interval, each of the statistic's shape."""
+    """An estimate and the ends of its confidence interval, each in the shape of the statistic."""
 
     value: Array
     low: Array
@@ -27,17 +29,14 @@ class Interval(NamedTuple):
 
 
 def mean_interval(samples: Array, *, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
-    """The mean over images with its percentile interval.  Shapes: (n, ...) -> (...).
-
-    One image has no spread: its interval is NaN.
-    """
+    """The mean over images with its percentile interval, which is NaN for one image.  Shapes: (n, ...) -> (...)."""
     flat = np.asarray(samples, np.float64).reshape(len(samples), -1)
     shape = np.shape(samples)[1:]
     value = flat.mean(0)
     if len(flat) < 2:
-        nothing = np.full(shape, np.nan)
-        return Interval(value.reshape(shape), nothing, nothing)
-    centred = flat - value  # a constant far from zero must not cost digits
+        unknown = np.full(shape, np.nan)
+        return Interval(value.reshape(shape), unknown, unknown)
+    centred = flat - value  # keeps the digits of samples that are close together and far from zero
     deviations = np.concatenate([w @ centred for w in counts(len(flat), resamples, seed)]) / len(flat)
     tail = (1 - level) / 2
     low, high = np.quantile(deviations, [tail, 1 - tail], axis=0)
@@ -56,25 +55,34 @@ def statistic_interval(
     """Any statistic of weighted images with its basic (pivotal) interval.
 
     ``statistic`` takes how often each image counts, (n,), and returns an array or a number.  The basic interval reflects
-    the resamples about the estimate, because resampling inflates some statistics, as it does ECE (Davison & Hinkley
-    1997, section 5.2).  A reflection may leave the range of the statistic, or fall on one side of the estimate where
-    resampling can only inflate it; so the ends are kept ``within`` (least, most) and around the estimate.
-    NaN resamples (an empty class) are left out.
+    the resamples about the estimate, because resampling inflates some statistics, such as ECE (Davison & Hinkley 1997,
+    section 5.2).  The reflection can leave the range of the statistic, or lie on one side of the estimate if resampling can
+    only inflate the statistic.  So the ends are clipped to ``within`` (smallest, largest), and extended to the estimate.
+    Resamples that are NaN (an empty class) are omitted.  One image has a NaN interval.
     """
     value = np.asarray(statistic(np.ones(images)), np.float64)
     low, high = np.full(value.shape, np.nan), np.full(value.shape, np.nan)
     if images < 2:
         return Interval(value, low, high)
-    drawn = np.stack([statistic(w) for chunk in counts(images, resamples, seed) for w in chunk])
+    resampled = np.stack([statistic(w) for chunk in counts(images, resamples, seed) for w in chunk])
     tail = (1 - level) / 2
-    known = ~np.isnan(drawn).all(0)
-    high[known], low[known] = 2 * value[known] - np.nanquantile(drawn[:, known], [tail, 1 - tail], axis=0)
+    known = ~np.isnan(resampled).all(0)
+    high[known], low[known] = 2 * value[known] - np.nanquantile(resampled[:, known], [tail, 1 - tail], axis=0)
     least, most = within
     return Interval(value, np.minimum(value, np.maximum(low, least)), np.maximum(value, np.minimum(high, most)))
 
 
+def basic_interval(value: Array, resampled: Array) -> tuple[Array, Array]:
+    """The ends of the 95% basic interval: quantiles of the resamples, reflected about the estimate.
+
+    Shapes: (...), (resamples, ...) -> (...), (...).
+    """
+    least, most = np.quantile(resampled, [0.025, 0.975], axis=0)
+    return 2 * value - most, 2 * value - least
+
+
 def counts(images: int, resamples: int, seed: int) -> Iterator[Array]:
-    """How often each resample draws each image, a few resamples at a time.  Shapes: -> (<= CHUNK, n)."""
+    """How often each resample draws each image, in chunks of resamples.  Shapes: -> (at most CHUNK, n) each."""
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, CHUNK):
         rows = min(CHUNK, resamples - start)

@@ -1,7 +1,10 @@
-"""How far a classifier's probabilities can be trusted: NLL, Brier, ECE, reliability, temperature (Guo et al. 2017).
+"""How far a classifier's probabilities can be trusted: NLL, Brier score, ECE, reliability diagram, temperature.
 
-Everything is a function of per-image numbers and of how often each image counts, so that the bootstrap can resample
-without the probabilities, which are never kept.  Only the temperature needs the logits.
+ECE, the reliability diagram and temperature scaling: Guo, Pleiss, Sun & Weinberger, "On Calibration of Modern Neural
+Networks" (ICML 2017).  Metrics: the ``ops/tests.py`` of Park & Kim, "How Do Vision Transformers Work?" (ICLR 2022).
+
+Every metric is a function of a few numbers per image and of the weights of the images, so the bootstrap can resample images
+although their probabilities are not stored.  Only the temperature needs the logits.
 """
 
 from __future__ import annotations
@@ -14,18 +17,20 @@ from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .bootstrap import counts
+from backlight.numerics.bootstrap import Interval, basic_interval, counts
 
 Array = NDArray[np.float64]
 
 #: Confidence above which the paper calls a prediction certain.
 CERTAIN = 0.9
-#: The least and the most a metric can be, where it is not a share, 0..1.
+#: The smallest and the largest possible value of the metrics that are not a share from 0 to 1.
 RANGE = {"nll": (0.0, np.inf), "brier": (0.0, 2.0), "signed_ece": (-1.0, 1.0)}
+#: Entries of the array from which `ece_of_points` resamples: 160 MB in float64.
+ENTRIES_AT_ONCE = 20_000_000
 
 
 class Scores(NamedTuple):
-    """What is kept of each image.  Shapes: (n,) each."""
+    """What is stored of each image.  Shapes: (n,) each."""
 
     label: Array
     prediction: Array
@@ -36,56 +41,57 @@ class Scores(NamedTuple):
 
 
 def scores(logits: Tensor, labels: Tensor) -> Scores:
-    """Scores of a batch from its logits.  Shapes: (B, C), (B,) -> (B,) each.
+    """The scores of a batch.  Shapes: (B, K), (B,) -> (B,) each.
 
-    In float64 through log-softmax: a softmax followed by a logarithm underflows to minus infinity.
+    In float64 and through log-softmax: the logarithm of a softmax underflows to minus infinity.
     """
-    logs = logits.cpu().double().log_softmax(1)
+    log_probabilities = logits.cpu().double().log_softmax(1)
     labels = labels.cpu()
-    probabilities = logs.exp()
+    probabilities = log_probabilities.exp()
     confidence, prediction = probabilities.max(1)
-    own = probabilities.gather(1, labels[:, None]).squeeze(1)
-    top = logs.topk(min(5, logs.shape[1]), dim=1).indices
+    of_label = probabilities.gather(1, labels[:, None]).squeeze(1)
+    top = log_probabilities.topk(min(5, log_probabilities.shape[1]), dim=1).indices
     columns = (
         labels,
         prediction,
         confidence,
-        -logs.gather(1, labels[:, None]).squeeze(1),
-        probabilities.square().sum(1) - 2 * own + 1,
+        -log_probabilities.gather(1, labels[:, None]).squeeze(1),
+        probabilities.square().sum(1) - 2 * of_label + 1,
         (top == labels[:, None]).any(1),
     )
     return Scores(*(column.double().numpy() for column in columns))
 
 
-def summary(s: Scores, weights: Array, *, bins: int = 10) -> dict[str, float]:
-    """The paper's metrics (``ops/tests.py``), each a fraction but NLL (nats) and Brier (0..2).
+def summary(per_image: Scores, weights: Array, *, bins: int) -> dict[str, float]:
+    """The paper's metrics: fractions, except NLL (nats) and Brier score (0..2).  A ratio with denominator 0 is NaN.
 
-    ``weights`` says how often each image counts, (n,).  A ratio whose denominator is empty is NaN.
+    ``weights``: how often each image counts.  Shapes: (n,).
     """
-    correct = (s.prediction == s.label).astype(np.float64)
-    certain = (s.confidence > CERTAIN).astype(np.float64)
+    confidence = per_image.confidence
+    correct = (per_image.prediction == per_image.label).astype(np.float64)
+    certain = (confidence > CERTAIN).astype(np.float64)
     total = weights.sum()
 
     def share(of: Array, among: Array) -> float:
-        whole = weights @ among
-        return float(weights @ (of * among) / whole) if whole else float("nan")
+        denominator = weights @ among
+        return float(weights @ (of * among) / denominator) if denominator else float("nan")
 
     everything = np.ones_like(correct)
-    gaps, mass = calibration_gaps(s.confidence, correct, weights, np.linspace(0, 1, bins + 1))
-    adaptive, adaptive_mass = calibration_gaps(s.confidence, correct, weights, equal_mass_edges(s.confidence, weights, bins))
+    gaps, mass = calibration_gaps(confidence, correct, weights, np.linspace(0, 1, bins + 1))
+    adaptive, adaptive_mass = calibration_gaps(confidence, correct, weights, equal_mass_edges(confidence, weights, bins))
     return {
         "accuracy": share(correct, everything),
-        "top5": share(s.top5, everything),
-        "nll": float(weights @ s.nll / total),
-        "brier": float(weights @ s.brier / total),
+        "top5": share(per_image.top5, everything),
+        "nll": float(weights @ per_image.nll / total),
+        "brier": float(weights @ per_image.brier / total),
         "ece": float(mass @ np.abs(gaps)),
         "signed_ece": float(mass @ gaps),
         "adaptive_ece": float(adaptive_mass @ np.abs(adaptive)),
         "acc_90": share(correct, certain),
         "freq_90": share(certain, everything),
         "unc_90": share(1 - certain, 1 - correct),
-        "iou": mean_iou(s.label, s.prediction, weights),
-        "iou_90": mean_iou(s.label, s.prediction, weights * certain),
+        "iou": mean_iou(per_image.label, per_image.prediction, weights),
+        "iou_90": mean_iou(per_image.label, per_image.prediction, weights * certain),
     }
 
 
@@ -94,135 +100,173 @@ def calibration_gaps(confidence: Array, correct: Array, weights: Array, edges: A
 
     An empty bin has gap 0.
     """
-    mass, confident, right = _sums(confidence, correct, weights, edges)
+    mass, confident, right = _bin_sums(confidence, correct, weights, edges)
     gap = np.divide(confident - right, mass, out=np.zeros_like(mass), where=mass > 0)
     return gap, mass / mass.sum()
 
 
-def _sums(confidence: Array, correct: Array, weights: Array, edges: Array) -> tuple[Array, Array, Array]:
-    """How many images are in each bin, their confidences' sum, and how many are right.  Shapes: -> (M,) x 3.
+def ece_of_points(confidence: Array, correct: Array, bins: int, resamples: int, seed: int) -> Interval:
+    """ECE at each of several points, with its basic interval, clipped to 0..1 and extended to the estimate.
 
-    Bins are (a, b]; a confidence of exactly 1.0 is in the last and one of 0.0 in the first.
+    Estimate and interval equal those of `calibration` at one point.  All points are resampled together: one by one takes
+    longer than the forward passes.  Shapes: (points, n) x 2 -> (points,) each.
     """
-    bins = len(edges) - 1
-    which = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    points, images = confidence.shape
+    size = max(1, ENTRIES_AT_ONCE // (images * bins))
+    parts = [
+        _ece_of_some_points(confidence[p : p + size], correct[p : p + size], bins, resamples, seed)
+        for p in range(0, points, size)
+    ]
+    return Interval(*(np.concatenate(column) for column in zip(*parts, strict=True))) if parts else Interval(*np.zeros((3, 0)))
+
+
+def _ece_of_some_points(confidence: Array, correct: Array, bins: int, resamples: int, seed: int) -> Interval:
+    points, images = confidence.shape
+    gaps = np.zeros((points, images, bins))
+    which = _bin_of(confidence, np.linspace(0, 1, bins + 1))
+    np.put_along_axis(gaps, which[..., None], (confidence - correct)[..., None], 2)
+    flat = gaps.transpose(1, 0, 2).reshape(images, -1)
+
+    def ece(weights: Array) -> Array:
+        return np.abs((weights @ flat).reshape(*weights.shape[:-1], points, bins)).sum(-1) / images
+
+    value = ece(np.ones(images))
+    if images < 2:
+        return Interval(value, np.full(points, np.nan), np.full(points, np.nan))
+    low, high = basic_interval(value, np.concatenate([ece(w) for w in counts(images, resamples, seed)]))
+    return Interval(value, np.minimum(value, np.maximum(low, 0)), np.maximum(value, np.minimum(high, 1)))
+
+
+def _bin_of(confidence: Array, edges: Array) -> NDArray[np.intp]:
+    """The number of each confidence's bin (a, b].  A confidence of 1 is in the last bin, one of 0 in the first."""
+    return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, len(edges) - 2)
+
+
+def _bin_sums(confidence: Array, correct: Array, weights: Array, edges: Array) -> tuple[Array, Array, Array]:
+    """Of each bin: the number of images, the sum of their confidences, the number of correct ones.  Shapes: -> (M,) x 3."""
+    which = _bin_of(confidence, edges)
 
     def summed(column: Array) -> Array:
-        return np.bincount(which, weights * column, bins).astype(np.float64)
+        return np.bincount(which, weights * column, len(edges) - 1).astype(np.float64)
 
     return summed(np.ones_like(confidence)), summed(confidence), summed(correct)
 
 
 def equal_mass_edges(confidence: Array, weights: Array, bins: int) -> Array:
-    """Edges between which equally many images lie (adaptive ECE, Nguyen & O'Connor 2015).  Shapes: (n,), (n,) -> (M + 1,)."""
+    """Edges of bins with equally many images, for adaptive ECE.  Shapes: (n,), (n,) -> (M + 1,), M at most ``bins``.
+
+    Nguyen & O'Connor, "Posterior calibration and exploratory analysis for natural language processing models" (EMNLP 2015).
+    """
     order = np.argsort(confidence, kind="stable")
-    reached = np.cumsum(weights[order])
-    inner = np.searchsorted(reached, reached[-1] * np.arange(1, bins) / bins)
+    cumulative = np.cumsum(weights[order])
+    inner = np.searchsorted(cumulative, cumulative[-1] * np.arange(1, bins) / bins)
     return np.unique(np.concatenate([[0.0], confidence[order][inner], [1.0]]))
 
 
 def mean_iou(label: Array, prediction: Array, weights: Array) -> float:
-    """Intersection over union of labels and predictions, averaged over the classes that occur.  NaN if none does."""
+    """Intersection over union of labels and predictions, averaged over the classes that occur.  NaN if none occurs."""
     label, prediction = label.astype(np.int64), prediction.astype(np.int64)
     classes = int(max(label.max(), prediction.max())) + 1
-    hit = np.bincount(label, weights * (label == prediction), classes)
-    union = np.bincount(label, weights, classes) + np.bincount(prediction, weights, classes) - hit
-    return float((hit[union > 0] / union[union > 0]).mean()) if (union > 0).any() else float("nan")
+    intersection = np.bincount(label, weights * (label == prediction), classes)
+    union = np.bincount(label, weights, classes) + np.bincount(prediction, weights, classes) - intersection
+    return float((intersection[union > 0] / union[union > 0]).mean()) if (union > 0).any() else float("nan")
 
 
 class Reliability(NamedTuple):
-    """A reliability diagram.  Shapes: (M,) each; a bin without images has NaN confidence and accuracy."""
+    """A reliability diagram.  A bin without images has NaN confidence and accuracy.  Shapes: (M,) each."""
 
     confidence: Array
     accuracy: Array
     share: Array
 
 
-def reliability(s: Scores, weights: Array, *, bins: int = 10) -> Reliability:
-    """Mean confidence and accuracy in each of ``bins`` equal bins, with the bin's share of the images."""
-    correct = (s.prediction == s.label).astype(np.float64)
-    mass, confident, right = _sums(s.confidence, correct, weights, np.linspace(0, 1, bins + 1))
+def reliability(per_image: Scores, weights: Array, *, bins: int) -> Reliability:
+    """Mean confidence and accuracy in each of ``bins`` bins of equal width, and the bin's share of the images."""
+    correct = (per_image.prediction == per_image.label).astype(np.float64)
+    mass, confident, right = _bin_sums(per_image.confidence, correct, weights, np.linspace(0, 1, bins + 1))
     with np.errstate(invalid="ignore"):
         return Reliability(confident / mass, right / mass, mass / mass.sum())
 
 
-# Temperature
+# --- temperature
 
-#: Where a temperature is looked for; at an end of it the NLL has no least value, as of a model that is always right.
+#: Bounds of the search for a temperature.  At a bound the NLL has no minimum, as for a model that is always right.
 COLDEST, HOTTEST = 1e-3, 1e3
 #: Images whose slopes are computed at once, times classes: 32 MB in float64.
 SLOPES_AT_ONCE = 1 << 22
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T that makes the mean NLL of softmax(logits / T) least.  Shapes: (n, C), (n,) -> a number.
+    """The T from COLDEST to HOTTEST that minimises the mean NLL of softmax(logits / T).  Shapes: (n, K), (n,) -> a number.
 
-    In b = 1 / T the NLL is log-sum-exp(b z) - b z_label, which is convex, so that its slope has one zero at most; Newton's
-    steps are kept within a bracket of it.  Within COLDEST and HOTTEST.
+    In b = 1 / T the NLL is log-sum-exp(b z) - b z_label.  This is convex, so its slope has at most one zero.  Newton's steps
+    stay within a bracket of the zero.
     """
     low, high = 1 / HOTTEST, 1 / COLDEST
-    ends = slopes(logits, labels, [low, high])[0].sum(0)
-    if ends[0] >= 0:
+    at_bounds = slopes(logits, labels, [low, high])[0].sum(0)
+    if at_bounds[0] >= 0:
         return HOTTEST
-    if ends[1] <= 0:
+    if at_bounds[1] <= 0:
         return COLDEST
     b = 1.0
     for _ in range(200):
-        slope, bend = (float(x.sum()) for x in slopes(logits, labels, [b]))
+        slope, curvature = (float(x.sum()) for x in slopes(logits, labels, [b]))
         low, high = (b, high) if slope < 0 else (low, b)
-        step = b - slope / bend if bend > 0 else low
-        further = step if low < step < high else (low * high) ** 0.5
-        if abs(further - b) <= 1e-13 * b:
+        step = b - slope / curvature if curvature > 0 else low
+        next_b = step if low < step < high else (low * high) ** 0.5
+        if abs(next_b - b) <= 1e-13 * b:
             break
-        b = further
+        b = next_b
     return 1 / b
 
 
 def slopes(logits: Tensor, labels: Tensor, at: list[float] | Array) -> tuple[Array, Array]:
-    """Slope and bend of each image's NLL in b = 1 / T: E z - z_label and Var z under softmax(b z).
+    """First and second derivative of each image's NLL in b = 1 / T: E z - z_label and Var z under softmax(b z).
 
-    Shapes: (n, C), (n,), (k,) -> (n, k), (n, k).
+    Shapes: (n, K), (n,), (k,) -> (n, k), (n, k).
     """
     parts = []
-    for some, own in zip(*(x.split(max(1, SLOPES_AT_ONCE // logits.shape[1])) for x in (logits, labels)), strict=True):
-        z = some.cpu().double()
-        z = z - z.gather(1, own.cpu()[:, None])  # a shift changes nothing, and now z_label is 0
+    for chunk, chunk_labels in zip(
+        *(x.split(max(1, SLOPES_AT_ONCE // logits.shape[1])) for x in (logits, labels)), strict=True
+    ):
+        z = chunk.cpu().double()
+        z = z - z.gather(1, chunk_labels.cpu()[:, None])  # the softmax is the same, and z_label is now 0
         columns = []
         for b in at:
             p = (float(b) * z).softmax(1)
             mean = (p * z).sum(1)
             columns.append(torch.stack([mean, (p * (z - mean[:, None]).square()).sum(1)]))
         parts.append(torch.stack(columns, 2))
-    slope, bend = torch.cat(parts, 1).numpy()
-    return slope, bend
+    slope, curvature = torch.cat(parts, 1).numpy()
+    return slope, curvature
 
 
 def temperature_interval(
     logits: Tensor, labels: Tensor, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """The temperature with its percentile interval over images.
+    """The temperature with its percentile interval over images: (value, low, high).  Shapes: (n, K), (n,).
 
-    Each resample has a temperature of its own.  Its slope is a weighted sum of the images', each of them read at 24 places
-    about the estimate and a polynomial between (it is analytic there), so that the logits are gone through once and not a
-    thousand times.
+    Every resample has a temperature, the zero of a slope that is a weighted sum of the images' slopes.  These are computed
+    at 24 temperatures around the estimate and interpolated by a polynomial, since the slope is analytic there.  So the
+    logits are read once, not once per resample.
     """
-    found = temperature(logits, labels)
-    slope, bend = slopes(logits, labels, [1 / found])
-    if len(labels) < 2 or not COLDEST < found < HOTTEST:
-        return found, float("nan"), float("nan")
-    error = found * np.sqrt(np.square(slope).sum()) / bend.sum()  # of log b
-    reach = min(8 * error, np.log(HOTTEST))
-    places = chebyshev.chebpts1(24)
-    each, _ = slopes(logits, labels, np.exp(reach * places) / found)
-    drawn = np.concatenate([w @ each for w in counts(len(labels), resamples, seed)])
-    zeros = _rising_zeros(chebyshev.chebfit(places, drawn.T, len(places) - 1))
+    estimate = temperature(logits, labels)
+    slope, curvature = slopes(logits, labels, [1 / estimate])
+    if len(labels) < 2 or not COLDEST < estimate < HOTTEST:
+        return estimate, float("nan"), float("nan")
+    error = estimate * np.sqrt(np.square(slope).sum()) / curvature.sum()  # standard error of log b
+    radius = min(8 * error, np.log(HOTTEST))
+    nodes = chebyshev.chebpts1(24)
+    per_image, _ = slopes(logits, labels, np.exp(radius * nodes) / estimate)
+    resampled = np.concatenate([w @ per_image for w in counts(len(labels), resamples, seed)])
+    zeros = _rising_zeros(chebyshev.chebfit(nodes, resampled.T, len(nodes) - 1))
     tail = (1 - level) / 2
-    low, high = np.quantile(found / np.exp(reach * zeros), [tail, 1 - tail])
-    return found, float(low), float(high)
+    low, high = np.quantile(estimate / np.exp(radius * zeros), [tail, 1 - tail])
+    return estimate, float(low), float(high)
 
 
 def _rising_zeros(coefficients: Array) -> Array:
-    """Where each rising series is zero in [-1, 1]; an end of it where there is none.  Shapes: (k, R) -> (R,)."""
+    """The zero of each increasing Chebyshev series in [-1, 1]; a bound if it has none.  Shapes: (k, R) -> (R,)."""
     low, high = -np.ones(coefficients.shape[1]), np.ones(coefficients.shape[1])
     for _ in range(50):
         middle = (low + high) / 2

@@ -1,12 +1,12 @@
-"""Centred kernel alignment: how alike are two representations of the same images?
+"""Centred kernel alignment (CKA): the similarity of two representations of the same images.
 
 Nguyen, Raghu & Kornblith, "Do Wide and Deep Networks Learn the Same Things?" (ICLR 2021), equations 1 to 4: the unbiased
 estimate of HSIC in each mini-batch (Song et al., "Feature Selection via Dependence Maximization", JMLR 2012, equation 5),
-averaged over mini-batches, numerators and denominators apart.
+averaged over mini-batches, numerators and denominators separately.
 
 HSIC_1 of two Gram matrices without their diagonals is the inner product of both after *U-centring* (Szekely & Rizzo 2014,
-section 3), so a batch needs one small matrix a representation, and one product for all pairs.  U-centring forgets whatever is
-added to all features alike; so features are centred before the float32 product, where a large common part costs digits.
+section 3).  So a batch needs one small matrix per representation, and one product for all pairs.  A vector added to
+the features of all images changes nothing, so features are centred before the float32 product, which saves digits.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch import Tensor
 
 Array = NDArray[np.float64]
 
-#: Fewer images have no unbiased estimate: it divides by n - 3.
+#: Smallest number of images with an unbiased estimate, which divides by n - 3.
 LEAST = 4
-#: Numbers multiplied at once: 4 MB, so that they are centred and multiplied in cache, and summed up in float64.
+#: Entries centred and multiplied at once, in cache (4 MB); the products are added in float64.
 CHUNK = 2**20
-#: Features that differ less than this share of their size between images, in rounding errors, do not differ.
+#: Features that differ by less than this many rounding errors between images count as equal.
 CONSTANT = 8
 
 
 def gram(maps: Tensor) -> Tensor:
-    """Inner products of images' features, less what all images share; zero if they share everything.
+    """Inner products of the images' centred features; zero if all images have the same features.
 
-    Shapes: (B, ...) -> (B, B), in float64 (float32 on devices that have no other).  A feature is one channel at one place.
+    A feature is one channel at one position.  Shapes: (B, ...) -> (B, B), in float64 (float32 on devices without float64).
     """
     rows = _features(maps)
     eps = CONSTANT * torch.finfo(rows.dtype).eps
@@ -37,28 +37,28 @@ def gram(maps: Tensor) -> Tensor:
     total = torch.zeros(len(rows), len(rows), dtype=wide, device=rows.device)
     shared = torch.zeros((), dtype=wide, device=rows.device)  # squared length of the mean
     width = max(1, CHUNK // len(rows))
-    room = rows.new_empty(len(rows), min(width, rows.shape[1]))  # once: fresh memory costs more than the arithmetic
+    buffer = rows.new_empty(len(rows), min(width, rows.shape[1]))  # once: allocation costs more than the arithmetic
     for chunk in rows.split(width, dim=1):
         mean = chunk.mean(0)
-        centred = torch.sub(chunk, mean, out=room[:, : chunk.shape[1]])
+        centred = torch.sub(chunk, mean, out=buffer[:, : chunk.shape[1]])
         total += centred @ centred.T
         shared += mean @ mean
     return total * (total.trace() > len(rows) * eps**2 * shared)
 
 
 def u_centred(grams: Array) -> Array:
-    """Gram matrices without their diagonals, all rows and columns brought to zero sum.  Shapes: (U, n, n) -> the same."""
+    """Gram matrices with zero diagonals, U-centred: all rows and columns sum to 0.  Shapes: (U, n, n) -> (U, n, n)."""
     n = grams.shape[-1]
     off = grams * (1 - np.eye(n))
-    rows = off.sum(-1) / (n - 2)  # symmetric: of columns, too
-    everything = off.sum((-2, -1)) / ((n - 1) * (n - 2))
-    return (off - rows[..., :, None] - rows[..., None, :] + everything[..., None, None]) * (1 - np.eye(n))
+    rows = off.sum(-1) / (n - 2)  # equal to those of columns: the matrix is symmetric
+    total = off.sum((-2, -1)) / ((n - 1) * (n - 2))
+    return (off - rows[..., :, None] - rows[..., None, :] + total[..., None, None]) * (1 - np.eye(n))
 
 
 def hsic(grams: Array) -> Array:
-    """The unbiased estimate of HSIC between all pairs.  Shapes: (U, n, n) -> (U, U), n at least 4.
+    """The unbiased estimate of HSIC of all pairs; at least 4 images.  Shapes: (U, n, n) -> (U, U).
 
-    May be negative between two representations, not of one with itself.
+    It can be negative for two different representations, not for one with itself.
     """
     n = grams.shape[-1]
     flat = u_centred(grams).reshape(len(grams), -1)
@@ -66,17 +66,17 @@ def hsic(grams: Array) -> Array:
 
 
 def cka(dependence: Array) -> Array:
-    """HSIC between all pairs, brought to 1 of each representation with itself.  Shapes: (U, U) -> the same.
+    """CKA from the HSIC of all pairs: scaled so that each representation has 1 with itself.  Shapes: (U, U) -> (U, U).
 
-    0/0, of a representation that is the same for all images, is NaN.
+    A representation that is the same for all images has 0/0, NaN.
     """
-    own = np.sqrt(np.diagonal(dependence))
+    scale = np.sqrt(np.diagonal(dependence))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return dependence / own[:, None] / own
+        return dependence / scale[:, None] / scale
 
 
 def _features(maps: Tensor) -> Tensor:
-    """A row an image, in the order in which features lie in memory, so that nothing is copied.  Shapes: (B, ...) -> (B, P)."""
+    """One row per image, features in memory order, so that nothing is copied.  Shapes: (B, ...) -> (B, P)."""
     if maps.ndim == 4 and not maps.is_contiguous():
         maps = maps.permute(0, 2, 3, 1)
     rows = maps.flatten(1)

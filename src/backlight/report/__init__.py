@@ -6,13 +6,13 @@ it, and Plotly, once.  The same folder gives the same bytes.  A file in ``sectio
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
-from ..errors import UserError
-from .folder import read
-from .page import html
+from backlight.errors import UserError
+from backlight.files import write_atomic
+from backlight.report.page import html
+from backlight.report.sections import checked
+from backlight.study.folder import read_study
 
 __all__ = ["write_report"]
 
@@ -26,25 +26,12 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     Errors: UserError if there is no such folder, no result in it, or more than a page can hold.
     """
     folder = Path(folder)
-    page = html(read(folder)).encode()
+    page = html(checked(read_study(folder))).encode()
     if len(page) >= LARGEST:
         raise UserError(f"the page of {folder} would be {len(page) / 1e6:.0f} MB; report fewer models at a time")
-    return _written(page, Path(out) if out is not None else folder / "report.html")
-
-
-def _written(page: bytes, path: Path) -> Path:
-    """The path, holding all of the page or what it held before."""
+    path = Path(out) if out is not None else folder / "report.html"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(page)
-            Path(draft).chmod(0o644)
-            os.replace(draft, path)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
+        write_atomic(path, page)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another --out") from error
     return path

@@ -16,12 +16,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from ..analyses import ANALYSES
-from ..drawing import KIND_COLOUR
-from ..result import Claim, Result, Row
-from . import words
-from .folder import Model, Study
-from .sections import section_of
+from backlight.analyses.catalog import CATALOG
+from backlight.report import words
+from backlight.report.sections import section_of
+from backlight.results.claim import Claim
+from backlight.results.figures import KIND_COLOUR
+from backlight.results.result import Result, Row
+from backlight.study.folder import Model, Study
 
 #: Colour is never the only sign: a letter in a word, a symbol in a chart (Plotly's name, the character of the legend).
 KIND_SIGN = {
@@ -34,14 +35,14 @@ KIND_SIGN = {
 }
 #: Likewise for models: Plotly's name of a dash, and the same in SVG.
 DASHES = (("solid", ""), ("dash", "7 4"), ("dot", "2 3"), ("dashdot", "7 3 2 3"), ("longdash", "12 4"))
-#: How many colours ``page.css`` has for models.  No multiple of the number of dashes, so that pairs repeat late.
+#: Number of colours for models in ``page.css``.  Not a multiple of the number of dashes, so that pairs repeat late.
 MODEL_COLOURS = 6
 CHIPS = {"holds": "✓", "does not hold": "✗", "undecided": "?"}
 UNTRAINED = (
-    "The study was run with --no-pretrained, so models that it took by name have random weights, and what holds "
-    "for them need not hold once they are trained."
+    "The study was run with --no-pretrained: models that are loaded by name have random weights. A statement that holds "
+    "for them need not hold for trained ones."
 )
-#: A table of rows is for looking at; the download has them all.
+#: Rows of a table on the page; the download has all of them.
 ROWS_SHOWN = 100
 
 
@@ -86,7 +87,8 @@ def embedded(document: Any) -> str:
 
 
 def title(study: Study) -> str:
-    """
+    """The page's title.
+
     >>> title(Study([Model("resnet18", [], None, {})], {}, []))
     'How resnet18 works'
     """
@@ -95,40 +97,46 @@ def title(study: Study) -> str:
 
 
 def lead(study: Study) -> list[str]:
-    """What was looked at and what came of it, a paragraph each."""
+    """What was measured, and the outcome, a paragraph each."""
     results = [result for model in study.models for result in model.results.values()]
-    asked = "; ".join(ANALYSES[name][0].lower() + ANALYSES[name][1:].rstrip("?") for name in study.analyses)
+    questions = "; ".join(_lower_case(CATALOG[name].question) for name in study.analyses)
     names = [model.name for model in study.models]
     who = words.series(names) if len(names) <= 4 else f"{len(names)} models"
-    what = f"{who} looked at {_images(results)} {_data(study, results)}."
+    what = f"{who} on {_images(results)} {_data(study, results)}."
     untrained = [UNTRAINED] if study.settings.get("pretrained") is False else []
-    return [f"{what} The questions: {asked}?", _outcome(of_the_paper(study)), *untrained]
+    return [f"{what} The questions: {questions}?", _outcome(of_the_paper(study)), *untrained]
+
+
+def _lower_case(question: str) -> str:
+    return question[0].lower() + question[1:].rstrip("?")
 
 
 def _images(results: Sequence[Result]) -> str:
-    seen = sorted({int(result.evidence.get("images") or 0) for result in results} - {0})
-    if not seen:
+    counts = sorted({int(result.provenance.get("images") or 0) for result in results} - {0})
+    if not counts:
         return "images"
-    return words.counted(seen[0], "image") if len(seen) == 1 else f"{seen[0]:,} to {seen[-1]:,} images"
+    return words.counted(counts[0], "image") if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,} images"
 
 
 def _data(study: Study, results: Sequence[Result]) -> str:
     """Of which set and split, as far as that is known."""
-    told = study.settings.get("data") or ""
-    told = told.get("data") or told.get("name") or "" if isinstance(told, Mapping) else told
-    facts = [result.evidence.get("data", {}) for result in results]
-    names = dict.fromkeys(str(fact["data"]) for fact in facts if fact.get("data")) or ({str(told): None} if told else {})
+    requested = study.settings.get("data") or ""
+    requested = requested.get("data") or requested.get("name") or "" if isinstance(requested, Mapping) else requested
+    facts = [result.provenance.get("data", {}) for result in results]
+    names = dict.fromkeys(str(fact["data"]) for fact in facts if fact.get("data")) or (
+        {str(requested): None} if requested else {}
+    )
     splits = dict.fromkeys(str(fact["split"]) for fact in facts if fact.get("split"))
     of = f"of {words.series(names)}" if names else "whose set has no name"
     return f"{of} (split {words.series(splits)})" if splits else of
 
 
-def _outcome(found: Sequence[Mapping[str, Any]]) -> str:
+def _outcome(tested: Sequence[Mapping[str, Any]]) -> str:
     """How many of the paper's statements hold, in a sentence."""
-    if not found:
+    if not tested:
         return "None of the paper's statements could be tested with these results."
-    verdicts = [{claim.verdict for claim in statement["claims"] if claim is not None} for statement in found]
-    alone = len(found[0]["claims"]) == 1
+    verdicts = [{claim.verdict for claim in statement["claims"] if claim is not None} for statement in tested]
+    alone = len(tested[0]["claims"]) == 1
     no = ("does not", "do not", "") if alone else ("holds", "hold", " in none")
     tallies = [
         (verdicts.count({"holds"}), "holds", "hold", "" if alone else " in every model concerned"),
@@ -136,28 +144,28 @@ def _outcome(found: Sequence[Mapping[str, Any]]) -> str:
         (verdicts.count({"undecided"}), "stays", "stay", " undecided on these images"),
         (sum(len(verdict) > 1 for verdict in verdicts), "differs", "differ", " from model to model"),
     ]
-    told = words.series(f"{n} {one if n == 1 else several}{how}" for n, one, several, how in tallies if n)
-    return f"Of {words.counted(len(found), 'statement')} of the paper that could be tested, {told}."
+    counted = words.series(f"{n} {one if n == 1 else several}{how}" for n, one, several, how in tallies if n)
+    return f"Of {words.counted(len(tested), 'statement')} of the paper that could be tested, {counted}."
 
 
 def of_the_paper(study: Study) -> list[dict[str, Any]]:
-    """The paper's own statements, told by its figures; those of others stand beside their analysis alone."""
-    return [found for found in statements(study, study.analyses) if found["source"].startswith(("Figure", "Version"))]
+    """The paper's own statements, which name its figures; those of other sources stand only beside their analysis."""
+    return [each for each in statements(study, study.analyses) if each["source"].startswith(("Figure", "Version"))]
 
 
 def statements(study: Study, analyses: Iterable[str]) -> list[dict[str, Any]]:
-    """What was claimed and tested, each with what came of it in each model (None: not tested there)."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    """Each claim that was tested, with its outcome for each model (None: not tested there)."""
+    entries: dict[tuple[str, str], dict[str, Any]] = {}
     for analysis in analyses:
         for i, result in enumerate(study.results(analysis)):
             for claim in result.claims if result is not None else []:
                 entry: dict[str, Any] = {"analysis": analysis, "statement": claim.statement, "source": claim.source}
                 entry["claims"] = [None] * len(study.models)
-                found.setdefault((analysis, claim.statement), entry)["claims"][i] = claim
-    for entry in found.values():
+                entries.setdefault((analysis, claim.statement), entry)["claims"][i] = claim
+    for entry in entries.values():
         entry["quantity"] = words.merged([claim.quantity for claim in entry["claims"] if claim is not None])
         entry["measured"] = [_measured(claim) for claim in entry["claims"]]
-    return list(found.values())
+    return list(entries.values())
 
 
 def _measured(claim: Claim | None) -> str:
@@ -213,27 +221,27 @@ def _kinds(study: Study) -> set[str]:
 
 def section(study: Study, analysis: str) -> dict[str, Any]:
     """A section in the words of the template."""
-    results, told = study.results(analysis), section_of(analysis)
+    results, content = study.results(analysis), section_of(analysis)
     figures = [
         [{"id": f"{analysis}-{i}-{k}", "chart": chart} for k, chart in enumerate(charts)]
-        for i, charts in enumerate(told.figures(results))
+        for i, charts in enumerate(content.figures(results))
     ]
     return {
         "name": analysis,
-        "title": told.title or analysis.capitalize(),
-        "question": ANALYSES[analysis],
-        "reading": told.reading,
+        "title": content.title or analysis.capitalize(),
+        "question": CATALOG[analysis].question,
+        "reading": content.reading,
         "figures": figures,
-        "metrics": told.metrics(results),
-        "rows": _plain_table(results) if not figures else None,
+        "metrics": content.metrics(results),
+        "rows": _plain_table(results) if content.rows else None,
         "statements": statements(study, [analysis]),
         "notes": [*_left_out(study, analysis), *_measured_differently(results)],
-        "evidence": _evidence(results),
+        "provenance": _evidence(results),
     }
 
 
 def _plain_table(results: Sequence[Result | None]) -> dict[str, Any]:
-    """The rows themselves, for an analysis that has no section."""
+    """The rows themselves."""
     rows = [(i, row) for i, result in enumerate(results) if result is not None for row in result.rows()]
     columns = list(dict.fromkeys(column for _, row in rows for column in row))
     shown = [(i, [_cell(row.get(column)) for column in columns]) for i, row in rows[:ROWS_SHOWN]]
@@ -249,7 +257,7 @@ def _left_out(study: Study, analysis: str) -> list[str]:
     return [
         f"{model.name}: {words.series(units)} left out, because the stream there is no feature map."
         for model, result in zip(study.models, study.results(analysis), strict=True)
-        if result is not None and (units := result.evidence.get("left_out"))
+        if result is not None and (units := result.provenance.get("left_out"))
     ]
 
 
@@ -258,8 +266,8 @@ def _measured_differently(results: Sequence[Result | None]) -> list[str]:
     settings: dict[str, set[str]] = {}
     for result in results:
         if result is not None:
-            data = {key: result.evidence.get("data", {}).get(key) for key in ("data", "split", "ids_sha256")}
-            facts = {"images": result.evidence.get("images"), **data, **result.evidence.get("settings", {})}
+            data = {key: result.provenance.get("data", {}).get(key) for key in ("data", "split", "ids_sha256")}
+            facts = {"images": result.provenance.get("images"), **data, **result.provenance.get("settings", {})}
             for key, value in facts.items():
                 settings.setdefault(key, set()).add(json.dumps(value, sort_keys=True, default=str))
     different = [key for key, values in settings.items() if len(values) > 1]
@@ -272,13 +280,14 @@ def _measured_differently(results: Sequence[Result | None]) -> list[str]:
 
 def _evidence(results: Sequence[Result | None]) -> list[tuple[str, list[str]]]:
     """What each result stands on: rows of (setting, a value a model)."""
-    flat = [_flat(result.evidence) if result is not None else {} for result in results]
+    flat = [_flat(result.provenance) if result is not None else {} for result in results]
     keys = dict.fromkeys(key for facts in flat for key in facts)
     return [(key, [facts.get(key, "–") for facts in flat]) for key in keys]
 
 
 def _flat(document: Mapping[str, Any], within: str = "") -> dict[str, str]:
-    """
+    """Nested mappings as one, with the path as the key.
+
     >>> _flat({"images": 48, "data": {"split": "test"}, "left_out": []})
     {'images': '48', 'data · split': 'test', 'left_out': '–'}
     """
@@ -345,5 +354,5 @@ def _own(name: str) -> str:
 
 @cache
 def plotly() -> str:
-    """Plotly's own script, as its Python package carries it."""
+    """Plotly's script, from its Python package."""
     return files("plotly").joinpath("package_data", "plotly.min.js").read_text("utf-8")

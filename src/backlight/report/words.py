@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
 
-from ..result import Row
+from backlight.results.result import Row
 
 SINGULAR = {"attention": "attention", "conv": "convolution", "mlp": "MLP", "blur": "blur", "other": "other unit"}
 PLURAL = {"attention": "attentions", "conv": "convolutions", "mlp": "MLPs", "blur": "blurs", "other": "other units"}
@@ -15,7 +15,7 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(x: float | None, decimals: int | None = None) -> str:
-    """A number with a true minus sign, three figures unless told; a dash for none.
+    """A number with a true minus sign, three figures by default; a dash for none.
 
     >>> number(-0.2494), number(28160.4), number(float("nan"))
     ('−0.249', '28,160', '–')
@@ -53,7 +53,8 @@ def _exponent(x: float) -> int:
 
 
 def series(words: Iterable[str]) -> str:
-    """
+    """Words with commas between them and an "and" before the last.
+
     >>> series(["a", "b", "c"])
     'a, b and c'
     """
@@ -74,7 +75,8 @@ def merged(sentences: Sequence[str]) -> str:
 
 
 def _either(variants: Sequence[str]) -> str:
-    """
+    """The variants of one word of a sentence.
+
     >>> _either(["6", "8", "6"]), _either(["16", "4", "48"])
     ('6 or 8', '4 to 48')
     """
@@ -85,7 +87,8 @@ def _either(variants: Sequence[str]) -> str:
 
 
 def counted(n: int, singular: str, plural: str | None = None) -> str:
-    """
+    """A number and its noun.
+
     >>> counted(1, "stage"), counted(2000, "image")
     ('1 stage', '2,000 images')
     """
@@ -122,7 +125,8 @@ def _order(stages: Sequence[Sequence[str]]) -> str:
 
 
 def _size(parameters: int) -> str:
-    """
+    """A number of parameters, rounded.
+
     >>> _size(28_160_000), _size(9_400), _size(380_000)
     ('28 M', '9,400', '380 k')
     """

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from ...result import Result, Row
-from ..words import number
+from backlight.report.words import number
+from backlight.results.result import Result, Row
 
 Results = Sequence[Result | None]  # one a model, in the order of the page
 
@@ -24,8 +24,8 @@ class Chart:
     alt: str  # the chart for those who do not see it
     y: str = ""  # the column; its interval is in the columns y_low and y_high
     scale: float = 1
-    log: bool | None = None  # a logarithmic axis to begin with; None: not to be had
-    tab: str = ""  # its name where it shares a place with others
+    log: bool | None = None  # a logarithmic axis to begin with; None: there is no choice
+    tab: str = ""  # its name if several charts share one area
     subtitles: Sequence[str] = ()  # under each model's name
 
 
@@ -50,6 +50,7 @@ class Section:
     needs: Sequence[str] = ()  # the columns and arrays without which there is nothing to show
     figures: Callable[[Results], list[list[Chart]]] = _none  # charts; those listed together share a place behind tabs
     metrics: Callable[[Results], Metrics | None] = lambda results: None
+    rows: bool = False  # show the rows themselves, too
     derived: Mapping[str, Callable[[Result], list[Row]]] = field(default_factory=dict)  # tables made for charts
 
 

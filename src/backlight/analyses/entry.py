@@ -1,0 +1,143 @@
+"""What the catalogue knows of an analysis.  Nothing here imports torch, so that help and plans answer at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from backlight.settings import Option, Settings, options, refuse_unknown, setting
+
+if TYPE_CHECKING:
+    from backlight.analyses.single_pass import Reducer
+    from backlight.results.result import Result
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Bins of equal width for ECE and reliability diagrams, everywhere; the paper's code has 10.
+BINS = 10
+#: Wraps what a long analysis goes through, so that somebody can watch it.
+Track = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class NoSettings(Settings):
+    """Of an analysis that has none of its own."""
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings(Settings):
+    """The loss whose curvature or landscape is measured."""
+
+    weight_decay: float = setting(0.05, "Weight decay of the training loss.", least=0)
+    statistics: str = setting(
+        "running", "Where batch norms take mean and variance from.", choices=("running", "batch", "re-estimated")
+    )
+
+
+@dataclass(frozen=True)
+class BatchSettings(Settings):
+    """How the batches of the training loss are drawn: every analysis of this loss takes them besides its own settings."""
+
+    batches: int | None = setting(None, "Mini-batches; default: from --limit, or what the analysis needs.", least=1)
+    augment: str = setting("paper", "Augmentation of the training images.", choices=("paper", "crop", "none"))
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """An analysis of the training loss wants augmented batches of training images, drawn once."""
+
+    batch_size: int
+    images: int
+    size_matters: bool = False  # the batch size is part of the question, so it is not changed to fit --limit
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One entry of the catalogue."""
+
+    name: str
+    function: Callable[..., Any]  # the public Python function
+    question: str
+    paper: str  # where the question comes from
+    settings: type[Settings]
+    result: str  # the class of its result, in its module ``measure``
+    example: str  # what follows ``backlight NAME`` in an example
+    reducer: str = ""  # the class in ``measure`` that lets it share a forward pass; empty: it runs alone
+    reads_stream: bool = False  # takes ``at``, the modules to read instead of units
+    needs: tuple[str, ...] = ("images",)  # images, labels, attention, snapshots: what must be there
+    data: tuple[str, str] = ("fashion", "test")  # the data and the split that it is about
+    training_loss: TrainingLoss | None = None
+    shards: bool = False  # several processes can each compute a part, into one folder
+    by_default: bool = False  # a study runs it unless told otherwise
+
+    @property
+    def module(self) -> Any:
+        """The module that measures; it imports torch."""
+        return import_module(f"backlight.analyses.{self.name}.measure")
+
+    @property
+    def runs(self) -> str:
+        """How it runs, in words."""
+        if self.training_loss:
+            return "in pieces: a stopped run resumes" + (", and several processes can share the work" if self.shards else "")
+        return "shares a forward pass" if self.reducer else "alone"
+
+    def options(self) -> tuple[Option, ...]:
+        """All settings that a command or a study file can give it."""
+        return tuple(option for kind in self.kinds() for option in options(kind))
+
+    def own_options(self) -> tuple[Option, ...]:
+        """Its own settings: parameters of its Python function."""
+        return options(self.settings)
+
+    def kinds(self) -> list[type[Settings]]:
+        """Its own settings, and with the training loss those of its batches."""
+        return [self.settings, *([BatchSettings] if self.training_loss else [])]
+
+    def checked(self, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+        """All its settings, those that are not among ``values`` at their defaults.  Errors: UserError, as `Settings.of`."""
+        refuse_unknown(values, [option.name for option in self.options()], where or self.name)
+        complete: dict[str, Any] = {}
+        for kind in self.kinds():
+            names = [option.name for option in options(kind)]
+            checked = kind.of({name: values[name] for name in names if name in values}, where)
+            complete |= {name: getattr(checked, name) for name in names}
+        return complete
+
+    def shares_a_pass(self, values: Mapping[str, Any]) -> bool:
+        """Whether it can share a forward pass with others when it has these settings."""
+        alone = (option for option in self.options() if option.about["own_pass"])
+        return bool(self.reducer) and all(values.get(option.name, option.default) == option.default for option in alone)
+
+    def result_type(self) -> type[Result]:
+        """The class of its result."""
+        return getattr(self.module, self.result)
+
+    def reducer_type(self) -> type[Reducer]:
+        """The reducer of an analysis that shares a forward pass."""
+        return getattr(self.module, self.reducer)
+
+
+#: Name -> entry, in the order of the page, which is the order in which ``catalog`` imports the analyses.
+ENTRIES: dict[str, Analysis] = {}
+
+
+def analysis(**about: Any) -> Callable[[F], F]:
+    """Enter the function below into the catalogue, by its name.  ``about``: fields of `Analysis`."""
+
+    def enter(function: F) -> F:
+        entry = ENTRIES[function.__name__] = Analysis(function.__name__, function, **about)
+        lines = [f"    {option.name}: {option.about['help']}{_ends(option)}" for option in entry.own_options()]
+        if lines:
+            function.__doc__ = "\n".join([f"{(function.__doc__ or '').rstrip()}\n", "Settings:", *lines])
+        return function
+
+    return enter
+
+
+def _ends(option: Option) -> str:
+    """What is allowed and the default, for a docstring."""
+    allowed = f"{option.allowed()}; " if option.allowed() else ""
+    return f" [{allowed}default: {option.default!r}]"

@@ -1,0 +1,48 @@
+"""Lesion study: how much worse a trained model is without one of its units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from backlight.analyses.entry import analysis
+from backlight.analyses.lesion.settings import LesionSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from backlight.analyses.lesion.measure import Lesion
+
+
+@analysis(
+    question="How much worse is the model without one of its units?",
+    paper="figure 10b",
+    settings=LesionSettings,
+    result="Lesion",
+    needs=("images", "labels"),
+    by_default=True,
+    example="demo-alternet --data fashion --limit 500 --out runs",
+)
+def lesion(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    replace: str = "zero",
+    heads: bool = False,
+    pairs: int = 0,
+    resamples: int = 1000,
+    seed: int = 0,
+    name: str | None = None,
+) -> Lesion:
+    """Accuracy and NLL without each unit, and the change from the intact model with a paired 95% interval over images.
+
+    ``replace``: a branch becomes "zero", its "mean" over the images, or is "resampled", that of another image of its batch.
+    ``heads`` silences the heads of each attention too, one at a time; ``pairs`` this many pairs of units, drawn at random if
+    there are more.  The images are read once (with "mean" twice); each batch runs once intact and once for each lesion.
+    Units that cannot be removed are left out and named in the provenance.
+    Errors: UserError if the model has no residual units that can be removed, or the data no labels.
+    """
+    from backlight.analyses.lesion.measure import measure
+
+    settings = LesionSettings(replace=replace, heads=heads, pairs=pairs)
+    return measure(model, data, settings, resamples=resamples, seed=seed, name=name)

@@ -1,0 +1,1 @@
+"""The build-up search: the paper's rule, its trainings, and its result."""

@@ -1,0 +1,181 @@
+"""The commands that measure: one for each analysis of the catalogue, studies, the demo and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from backlight.analyses.catalog import CATALOG, entry
+from backlight.analyses.entry import Analysis
+from backlight.cli.options import AsJson, Given, Models, Out, Overwrite, Quiet, shard_numbered, takes
+from backlight.cli.output import display, print_csv, print_json, say
+from backlight.errors import UserError
+from backlight.study.config import BY_DEFAULT, Config, read_config
+from backlight.study.plan import plan
+from backlight.study.settings import StudySettings
+
+DEMO = Path(__file__).parents[1] / "assets" / "demo.toml"
+Shard = Annotated[str, typer.Option(metavar="I/N", help="With --out: compute the I-th of N parts, as many processes at once.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for each in CATALOG.values():
+        app.command(each.name, help=f"{each.question}\n\nExample: backlight {each.name} {each.example}")(analysis_command(each))
+    app.command(
+        "study",
+        help="Run analyses of models into one folder.\n\nExample: backlight study --models demo-cnn demo-vit --out runs",
+    )(study_command)
+    app.command("report", help="Write one HTML page about a folder of results.\n\nExample: backlight report runs")(
+        report_command
+    )
+    app.command(
+        "demo",
+        help="Analyse three small trained models on real images and write a page.\n\nExample: backlight demo --out demo",
+    )(demo_command)
+
+
+def analysis_command(about: Analysis) -> Any:
+    """The command of an analysis."""
+    without = () if about.reads_stream else ("at",)
+
+    def measure(
+        given: Given, models: list[str], out: Path | None, overwrite: bool, as_json: bool, quiet: bool, shard: str = "1/1"
+    ) -> None:
+        own = {name: value for kind in about.kinds() for name, value in given[kind].items()}
+        part = shard_numbered(shard)
+        if part != (0, 1) and out is None:
+            raise UserError("--shard stores its part beside those of others: give the folder with --out DIR")
+        measure_and_print(about.name, own, models, StudySettings(**given[StudySettings]), out, overwrite, part, as_json, quiet)
+
+    def alone(
+        given: Given, models: Models, *, out: Out = None, overwrite: Overwrite = False, as_json: AsJson = False,
+        quiet: Quiet = False,
+    ) -> None:  # fmt: skip
+        measure(given, models, out, overwrite, as_json, quiet)
+
+    def sharded(
+        given: Given, models: Models, *, shard: Shard = "1/1", out: Out = None, overwrite: Overwrite = False,
+        as_json: AsJson = False, quiet: Quiet = False,
+    ) -> None:  # fmt: skip
+        measure(given, models, out, overwrite, as_json, quiet, shard)
+
+    return takes(*about.kinds(), StudySettings, without=without)(sharded if about.shards else alone)
+
+
+def measure_and_print(
+    name: str,
+    settings: Mapping[str, Any],
+    models: Sequence[str],
+    shared: StudySettings,
+    out: Path | None,
+    overwrite: bool,
+    shard: tuple[int, int],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run one analysis of each model and print its rows."""
+    from backlight.study.run import run_study
+
+    results = []
+    with display(quiet) as show:
+        running = run_study(
+            models, {name: settings}, shared, out, keep_going=False, overwrite=overwrite, shard=shard, show=show
+        )
+        for done in running:
+            if done.missing:
+                say(f"{done.model}: this part is stored in {out}; rows missing: {done.missing}; the result is saved at 0")
+            elif done.result is not None:
+                results.append(done.result)
+    if as_json:
+        keys = ("model", "analysis", "claims", "provenance")
+        print_json([{key: getattr(r, key) for key in keys} | {"rows": r.rows()} for r in results])
+    else:
+        print_csv([row for result in results for row in result.rows()])
+
+
+@takes(StudySettings)
+def study_command(
+    given: Given,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A TOML file; see docs/study.md.")] = None,
+    *,
+    models: Annotated[list[str] | None, typer.Option(metavar="MODEL...", help="Models by name.")] = None,
+    analyses: Annotated[
+        list[str] | None, typer.Option(metavar="ANALYSIS...", help=f"Default: {', '.join(BY_DEFAULT)}.")
+    ] = None,
+    out: Out = None,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Print the cells, and run nothing.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Flags win over the file."""
+    config = read_config(file) if file is not None else Config(analyses={name: {} for name in BY_DEFAULT})
+    shared = StudySettings(**{**config.shared, **given[StudySettings]})
+    requested = {entry(name).name: config.analyses.get(name, {}) for name in analyses} if analyses else config.analyses
+    if models:
+        requested = {name: {key: own[key] for key in own if key != "models"} for name, own in requested.items()}
+    models = models or list(config.models)
+    if not models:
+        raise UserError("a study needs models: --models NAME NAME ...")
+    folder = out or (Path(config.out) if config.out else None)
+    if folder is None:
+        raise UserError("a study needs a folder for its results: --out DIR")
+    cells = plan(models, requested, shared)
+    if plan_only:
+        print_csv([{"model": cell.model, "analysis": cell.analysis, "out": str(folder)} for cell in cells])
+        return
+    failed = run_and_tell(models, requested, shared, folder, overwrite=overwrite, quiet=quiet)
+    say(f"{folder} is written; next: backlight report {folder}")
+    if failed:
+        say(f"{failed} of {len(cells)} cells failed; the same command tries them again")
+        raise SystemExit(5)
+
+
+def run_and_tell(
+    models: Sequence[str], analyses: Mapping[str, Mapping[str, Any]], shared: StudySettings, out: Path, *,
+    overwrite: bool = False, quiet: bool = False, keep_going: bool = True,
+) -> int:  # fmt: skip
+    """Run a study with a line a cell; the number of cells that failed."""
+    from backlight.study.run import run_study
+
+    failed = 0
+    with display(quiet) as show:
+        running = run_study(models, analyses, shared, out, keep_going=keep_going, overwrite=overwrite, show=show)
+        with closing(running):  # type: ignore[type-var]
+            for done in running:
+                failed += bool(done.error)
+                if not quiet or done.error:
+                    state = f"failed: {done.error}" if done.error else "there already" if done.skipped else "done"
+                    (say if quiet else show)(f"{done.model} {done.analysis}: {state}")
+    return failed
+
+
+def report_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that --out of an analysis or a study names.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: FOLDER/report.html.")] = None,
+) -> None:
+    """Write the page and print where."""
+    from backlight.report import write_report
+
+    print(write_report(folder, out))
+
+
+def demo_command(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for results and page.")] = Path("demo"),
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use fewer images, to be done sooner.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """The study of ``assets/demo.toml``, and its page."""
+    from backlight.cli.lists import summary_of
+    from backlight.report import write_report
+
+    config = read_config(DEMO)
+    for model in config.models:
+        print(f"{model}: {summary_of(model)}", flush=True)
+    shared = StudySettings(**{**config.shared, **({"limit": limit} if limit else {})})
+    run_and_tell(config.models, config.analyses, shared, out, quiet=quiet, keep_going=False)
+    print(write_report(out))

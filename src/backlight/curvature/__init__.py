@@ -1,0 +1,1 @@
+"""Curvature of the training loss: the loss and its batches, the Hessian as an operator, and models with perturbed weights."""

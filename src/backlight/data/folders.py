@@ -1,0 +1,105 @@
+"""Image sets in folders: one folder for each class, one file for each image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from backlight.data.image_set import TEST, TRAIN, ImageSet, image_set, resolved_split, sha256_of_lines
+from backlight.errors import Unavailable, UserError
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """One file for each image.  `paths` are relative to `root`."""
+
+    root: Path
+    paths: Sequence[str]
+
+    def read(self, row: int) -> bytes:
+        """The bytes of the file.  Errors: UserError if it cannot be read."""
+        try:
+            return (self.root / self.paths[row]).read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read image {self.where(row)}: {error.strerror}") from error
+
+    def id(self, row: int) -> str:
+        """The path of the file below `root`."""
+        return self.paths[row]
+
+    def where(self, row: int) -> str:
+        """The path of the file."""
+        return str(self.root / self.paths[row])
+
+    def content(self, rows: Iterable[int]) -> tuple[str, str]:
+        """The hash of the paths and sizes of these rows."""
+        sizes = (f"{self.paths[row]}\t{os.stat(self.root / self.paths[row]).st_size}" for row in rows)
+        return sha256_of_lines(sizes), "paths and sizes of the images"
+
+
+def folder(path: Path, split: str, *, name: str) -> ImageSet:
+    """A split of a folder that holds class folders, or split folders with class folders in them.
+
+    Without split folders every split is the whole folder.  Labels number the class folders in alphabetical order, as in
+    torchvision's ImageFolder.
+    Errors: UserError if there are no class folders or images, a class is empty, or splits have different classes.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    splits = {part: subfolders(path / part) for part in subfolders(path) if part in TRAIN + TEST}
+    splits = {part: classes for part, classes in splits.items() if classes}  # otherwise `train` is a class
+    if not splits and split not in (*TRAIN, *TEST, "all"):
+        raise UserError(f"no split {split} in {path}: its class folders are not divided into splits")
+    part = resolved_split(split, splits, path) if splits else "all"
+    split_folder = path / part if splits else path
+    classes = subfolders(split_folder)
+    if not classes:
+        raise UserError(f"no class folders in {split_folder}: expected images as {split_folder / 'CLASS' / 'IMAGE.jpg'}")
+    refuse_unequal_classes(path, splits)
+
+    files = make_dataset(str(split_folder), {c: i for i, c in enumerate(classes)}, IMG_EXTENSIONS, allow_empty=True)
+    labels = np.array([label for _, label in files], np.int64)
+    if not files:
+        raise UserError(f"no images in {split_folder}: none of its files ends in {', '.join(IMG_EXTENSIONS)}")
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+    if len(empty):
+        raise UserError(f"class folder {split_folder / classes[empty[0]]} has no images: fill it or remove it")
+    prefix = f"{path}{os.sep}"
+    paths = [file.removeprefix(prefix).replace(os.sep, "/") for file, _ in files]
+    return image_set(name, FileRows(path, paths), split=part, classes=classes, labels=labels)
+
+
+def imagenet(root: Path, split: str) -> ImageSet:
+    """ImageNet-1k as root/train/WNID and root/val/WNID.
+
+    Errors: Unavailable if it is not there, UserError if it has not 1,000 classes.
+    """
+    if not any((root / part).is_dir() for part in TRAIN + TEST):
+        raise Unavailable(f"imagenet is not in {root}: name the folder that holds its train and val with --data-root DIR")
+    images = folder(root, split, name="imagenet")
+    if len(images.classes) != 1000:  # labels would number other classes than the model's outputs
+        raise UserError(
+            f"imagenet has 1000 classes, {root / images.split} has {len(images.classes)}: to use it as a set of its own,"
+            " give the folder's path as the data"
+        )
+    return images
+
+
+def subfolders(path: Path) -> list[str]:
+    """The names of the folders in a folder, sorted, without hidden ones such as .ipynb_checkpoints."""
+    if not path.is_dir():
+        return []
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def refuse_unequal_classes(path: Path, splits: Mapping[str, Sequence[str]]) -> None:
+    """Errors: UserError if a class is missing from one split, because its labels would mean other classes there."""
+    all_classes = sorted(set().union(*splits.values()))
+    for part, classes in splits.items():
+        missing = [name for name in all_classes if name not in set(classes)]
+        if missing:
+            raise UserError(f"{path / part} has no class folder {missing[0]}, which another split of {path} has")

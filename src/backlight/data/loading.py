@@ -1,0 +1,273 @@
+"""Data sets by name, as batches for one model.
+
+A wrong preprocessing changes accuracy by points and raises no error.  So the preprocessing is taken from the model, and
+recorded together with the ids of the images in `Data.provenance`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from backlight.data.cifar import cifar
+from backlight.data.cue_conflict import shapes
+from backlight.data.folders import folder, imagenet
+from backlight.data.image_set import ImageSet, Stream, other_shape, sha256_of_lines
+from backlight.data.parquet import parquet, parquet_splits
+from backlight.data.preprocessing import preparation
+from backlight.data.sampling import at_least_one, stratified
+from backlight.data.timm_readers import READERS, through_timm
+from backlight.devices import cores
+from backlight.errors import UserError, did_you_mean
+
+NAMES = {
+    "fashion": "6,000 training and 2,000 test images of Fashion-MNIST, 28 px, in the package",
+    "shapes": "4,000 training and 800 test drawings, 64 px; split conflict: 1,120 whose outline and fill disagree",
+    "cifar10": "CIFAR-10, 32 px, in torchvision's folder under --data-root",
+    "cifar100": "CIFAR-100, 32 px, in torchvision's folder under --data-root",
+    "imagenet": "ImageNet-1k, as train/WNID and val/WNID under --data-root",
+    "FOLDER": "class folders, or train, val or test folders of them, or parquet files in the Hub's layout",
+    "hfds/ORG/NAME": "a set on the Hugging Face Hub, as timm spells it; hfids/ORG/NAME streams it",
+    "wds/FOLDER": "webdataset's tar files, as timm reads them",
+}
+FASHION = Path(__file__).parents[1] / "assets" / "fashion"
+
+
+def load_data(
+    name: str | ImageSet,
+    *,
+    model: nn.Module | None = None,
+    split: str = "test",
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    workers: int | None = None,
+    root: str | Path | None = None,
+    download: bool = False,
+    transform: Callable[[Image.Image], Tensor] | None = None,
+) -> Data:
+    """Batches of a data set, by its name or from `dataset`, with the model's preprocessing.
+
+    Without a model the images keep their size, as pixels in [0, 1].  A transform replaces the model's preprocessing: it
+    takes a PIL image in the model's colours and returns a tensor (C, H, W).
+
+    Errors: UserError for a wrong name, split or limit and for bad data; Unavailable for data that are not here.
+    """
+    at_least_one("batch_size", batch_size)
+    source = open_data(name, split, root=root, download=download, limit=limit, seed=seed) if isinstance(name, str) else name
+    prepare, record = preparation(model, transform)
+    example = source[0][0] if isinstance(source, ImageSet) else next(iter(source))[0]
+    shape = tuple(prepare(example).shape)
+    prepared = Prepared(source, prepare, shape) if isinstance(source, ImageSet) else PreparedStream(source, prepare)
+    if workers is None:
+        workers = default_workers(max(example.width * example.height, math.prod(shape[1:])))
+    # No more workers than batches; a second worker would change the order of a stream.
+    workers = min(workers, 1 if isinstance(source, Stream) else math.ceil(len(source) / batch_size))
+    preprocessed = {"preprocessing": {"input_size": list(shape)} | record, "batch_size": int(batch_size)}
+    return Data(
+        images=len(source),
+        classes=source.classes,
+        batch_size=batch_size,
+        provenance=source_record(source, limit, seed) | preprocessed,
+        loader=partial(loader, prepared, batch_size, workers),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Batches of (images, labels), the same batches in the same order on every pass.
+
+    Shapes: images (B, C, H, W) float32, labels (B,) int64.  `images` is the number of images, `len` the number of batches.
+    """
+
+    images: int
+    classes: tuple[str, ...]
+    batch_size: int
+    provenance: dict[str, Any]  # plain values: the data set, the images used, their preprocessing
+    loader: Callable[[], DataLoader] = field(repr=False)
+    _loaders: list[DataLoader] = field(default_factory=list, init=False, repr=False)  # one, once there was a pass
+    _lock: Any = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return math.ceil(self.images / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        first = self._lock.acquire(blocking=False)  # a loader serves one pass at a time; zip(data, data) makes another
+        try:
+            if first and not self._loaders:
+                self._loaders.append(self.loader())
+            for batch in self._loaders[0] if first else self.loader():
+                if isinstance(batch, UserError):
+                    self._loaders.clear()  # the traceback would hold the workers, and they would never end
+                    raise batch
+                images, labels = batch
+                yield images, labels
+        finally:
+            if first:
+                self._lock.release()
+
+
+def dataset(
+    name: str,
+    split: str = "train",
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    root: str | Path | None = None,
+    download: bool = False,
+    skip_unreadable: bool = False,
+) -> ImageSet:
+    """A data set to train on: item i is (PIL image, label); `labels` and `classes` are known without decoding.
+
+    `skip_unreadable` decodes every image once and leaves out those that cannot be read; `skipped` names them.
+    Errors: UserError for a wrong name, split or limit and for a stream; Unavailable for data that are not here.
+    """
+    source = open_data(name, split, root=root, download=download, limit=limit, seed=seed)
+    if isinstance(source, Stream):
+        raise UserError(f"{name} can only be read in order and training shuffles: use hfds/ or a folder")
+    return readable(source) if skip_unreadable else source
+
+
+def open_data(
+    name: str, split: str, *, root: str | Path | None, download: bool, limit: int | None, seed: int
+) -> ImageSet | Stream:
+    """A split of the data set of this name; with a limit, a stratified subset of it.  Errors: as `dataset`."""
+    if limit is not None:
+        at_least_one("limit", limit)
+    source = by_name(name, split, root=None if root is None else Path(root).expanduser(), download=download)
+    if limit is None:
+        return source
+    if isinstance(source, Stream):
+        raise UserError(f"{name} can only be read in order, so a stratified subset cannot be drawn: leave the limit out")
+    return source.take(stratified(source.labels, limit, seed))
+
+
+def by_name(name: str, split: str, *, root: Path | None, download: bool) -> ImageSet | Stream:
+    """All images of a split, from the source that the name means."""
+    data_root = root or Path(os.environ.get("BACKLIGHT_CACHE", "~/.cache/backlight")).expanduser() / "data"
+    if name == "fashion":
+        return parquet(FASHION, split, name=name)
+    if name == "shapes":
+        return shapes(split)
+    if name in {"cifar10", "cifar100"}:
+        return cifar(name, split, data_root, download=download)
+    if name == "imagenet":
+        return imagenet(data_root, split)
+    if "/" in name and name.partition("/")[0].lower() in READERS:
+        return through_timm(name, split, root=root, download=download)
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return (parquet if parquet_splits(path) else folder)(path, split, name=name)
+    if path.is_file():
+        raise UserError(f"{name} is a file: give the folder that holds the images or parquet files")
+    if os.sep in name or name.startswith((".", "~")):
+        raise UserError(f"no folder at {name}")
+    known = [word for word in NAMES if word.islower()]  # the others stand for a path or name of the user's
+    raise UserError(f"no data called {name!r}{did_you_mean(name, known) or '; known are ' + ', '.join(known)}")
+
+
+def source_record(source: ImageSet | Stream, limit: int | None, seed: int) -> dict[str, Any]:
+    """Which images of which set, in plain values; the ids of a stream are unknown before it is read."""
+    ids = sha256_of_lines(source.ids()) if isinstance(source, ImageSet) else None
+    content, of = source.content() if isinstance(source, ImageSet) else (None, "not hashed: a stream")
+    return {
+        "data": source.name,
+        "split": source.split,
+        "limit": None if limit is None else int(limit),
+        "seed": int(seed),
+        "images": len(source),
+        "ids_sha256": ids,
+        "content_sha256": content,
+        "content_of": of,
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared(Dataset[Any]):
+    """Item i is (tensor, label), or a UserError: raised in a worker process it would arrive as a traceback."""
+
+    images: ImageSet
+    prepare: Callable[[Image.Image], Tensor]
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int] | UserError:
+        try:
+            image, label = self.images[i]
+            tensor = self.prepare(image)
+        except UserError as error:
+            return error
+        if tensor.shape != self.shape:
+            return other_shape(self.images.where(i), tensor.shape, self.shape)
+        return tensor, label
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedStream(IterableDataset[Any]):
+    """The same for a stream; a UserError is the last item."""
+
+    images: Stream
+    prepare: Callable[[Image.Image], Tensor]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int] | UserError]:
+        try:
+            for image, label in self.images:
+                yield self.prepare(image), label
+        except UserError as error:
+            yield error
+
+
+def batch_or_error(items: list[Any]) -> list[Tensor] | UserError:
+    """Stacked images and labels, or the first error among them."""
+    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)
+
+
+def loader(prepared: Dataset, batch_size: int, workers: int, collate: Callable = batch_or_error) -> DataLoader:
+    """Batches in order.  Its own generator, so that the global random state does not change."""
+    return DataLoader(
+        prepared,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=collate,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def default_workers(image_pixels: int) -> int:
+    """How many loader processes to use for images with this many pixels, before or after preprocessing.
+
+    An image of up to 64 px takes about 0.2 ms, less than the cost of starting processes and moving tensors between them.
+    """
+    return 0 if image_pixels <= 64 * 64 else min(8, cores())
+
+
+def readable(images: ImageSet) -> ImageSet:
+    """The set without the images that cannot be decoded; `skipped` names those.  Errors: UserError if none can be decoded."""
+    decoding = loader(Prepared(images, no_pixels, (0,)), 64, default_workers(224 * 224), collate=list)
+    good = np.array([not isinstance(item, UserError) for batch in decoding for item in batch])
+    del decoding  # and so its worker processes
+    if not good.any():
+        raise UserError(f"none of the {len(images)} images of {images.name} can be read, beginning with {images.where(0)}")
+    skipped = tuple(images.take(np.flatnonzero(~good)).ids())
+    return replace(images.take(np.flatnonzero(good)), skipped=skipped)
+
+
+def no_pixels(image: Image.Image) -> Tensor:
+    """An empty tensor: here an image only has to decode."""
+    return torch.empty(0)

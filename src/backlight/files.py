@@ -1,0 +1,134 @@
+"""Atomic writes, and partial results built on them.
+
+A file or folder is written under another name in the same folder and then renamed, so that a killed process leaves the old
+one or the new one, never half of it.  A long computation saves its parts this way, and resumes with the parts that exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from backlight.errors import UserError
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file, or replace it; its folder is made.  Errors: OSError, and then no draft stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+#: A folder with one of these files was written by Backlight, and a newer one may replace it.
+OURS = ("result.json", "model.json")
+
+#: Seconds after which a draft belongs to a killed run; writing a draft takes seconds.
+STALE = 3600
+
+
+class atomic_folder:
+    """A context manager that gives a draft folder; it replaces ``folder`` if the block succeeds and is deleted if it raises.
+
+    Errors: UserError if the folder cannot be written, or holds something that Backlight did not write.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+
+    def __enter__(self) -> Path:
+        refuse_unwritable(self.folder)
+        for draft in self.folder.parent.glob(f".{self.folder.name}-*"):
+            if time.time() - draft.stat().st_mtime > STALE:
+                shutil.rmtree(draft, ignore_errors=True)
+        self.draft = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+        return self.draft
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            if error is None:
+                self._replace_folder()
+        except OSError as failure:
+            error = failure
+        finally:
+            shutil.rmtree(self.draft, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {self.folder}: {error.strerror or error}; nothing was left behind") from error
+
+    def _replace_folder(self) -> None:
+        """Two renames, so that no reader sees half a folder."""
+        self.draft.chmod(0o755)
+        if self.folder.exists():
+            old = self.draft.with_name(self.draft.name + "-old")
+            os.replace(self.folder, old)
+            os.replace(self.draft, self.folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(self.draft, self.folder)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Check that a folder can be written.  Errors: UserError if not, or if it holds what Backlight did not write."""
+    folder = folder.resolve()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and any(folder.iterdir()) and not any((folder / f).exists() for f in OURS):
+            raise UserError(f"{folder} holds what Backlight did not write; choose another --out, or empty it")
+        tempfile.TemporaryFile(dir=folder.parent).close()
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    """The error for a folder that cannot be written."""
+    blocked = isinstance(error, (FileExistsError, NotADirectoryError))
+    reason = "a file is in the way" if blocked else error.strerror or error
+    return UserError(f"cannot write {folder}: {reason}; choose another --out")
+
+
+class PartialResults:
+    """Named parts of a computation, each a mapping of arrays, saved under ``folder`` so that the computation can resume.
+
+    The parts of another request in this folder are deleted.  Without a folder nothing is saved.
+    """
+
+    def __init__(self, folder: Path | None, request: Mapping[str, Any]) -> None:
+        self.folder = None
+        if folder is None:
+            return
+        text = json.dumps(request, sort_keys=True, default=str)
+        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        for other in folder.glob("*"):
+            if other != self.folder:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def get(self, name: str) -> dict[str, np.ndarray] | None:
+        """The part of this name; None if it was not finished."""
+        try:
+            return load_file(self.folder / f"{name}.safetensors") if self.folder else None
+        except (OSError, SafetensorError):
+            return None
+
+    def put(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Save a part.  Errors: UserError if it cannot be written."""
+        if self.folder is None:
+            return
+        try:
+            content = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
+            write_atomic(self.folder / f"{name}.safetensors", content)
+        except OSError as error:
+            raise UserError(f"cannot write {self.folder}: {error.strerror or error}; the parts already saved stay") from error

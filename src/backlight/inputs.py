@@ -1,0 +1,81 @@
+"""What a batch of images is, how it gets to the model, and which labels fit the model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from backlight.devices import device_of, dtype_of
+from backlight.errors import UserError
+
+
+def image_batches(data: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches as (images, labels); labels are None where the data have none.  Empty batches are left out.
+
+    Shapes: images (B, C, H, W).  Errors: UserError if an item is not a batch of images, or its pixels are not scaled.
+    """
+    for batch in data:
+        images, labels, *_ = (batch, None) if isinstance(batch, Tensor) else (*batch, None, None)
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            what = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(batch).__name__}"
+            raise UserError(f"data must yield batches of images (B, C, H, W), alone or with labels, and this yields {what}")
+        if not images.is_floating_point():
+            kind = str(images.dtype).removeprefix("torch.")
+            raise UserError(f"the images are pixels of type {kind}; scale and normalise them as the model was trained")
+        if len(images):
+            yield images, labels if isinstance(labels, Tensor) else None
+
+
+def to_model(images: Tensor, model: nn.Module) -> Tensor:
+    """The images on the model's device, in the type of its weights."""
+    return images.to(device_of(model), dtype_of(model), non_blocking=True)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value that modules pass on: nested tuples, lists, dicts and model outputs."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors(item)
+    elif hasattr(value, "values") and hasattr(value, "keys"):
+        for item in value.values():
+            yield from tensors(item)
+
+
+def checked_labels(logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits and labels that fit each other.  Shapes: (B, K), (B,) -> the same, labels int64.
+
+    Errors: UserError that says what does not fit.
+    """
+    if labels is None:
+        raise UserError("this analysis compares predictions with labels, and the data give no tensor of labels")
+    if logits.ndim != 2:
+        raise UserError(
+            f"this analysis needs class scores of shape (images, classes), and the model returns {tuple(logits.shape)}"
+        )
+    if (logits >= 0).all() and (logits.float().sum(1) - 1).abs().max() < 1e-2:
+        raise UserError("the model returns probabilities, and this analysis needs logits; leave out its softmax")
+    if labels.shape != logits.shape[:1] or labels.is_floating_point():
+        raise UserError(
+            f"this analysis needs a class number for each of {len(logits)} images, and the data have labels of shape "
+            f"{tuple(labels.shape)} and type {str(labels.dtype).removeprefix('torch.')}"
+        )
+    if (wrong := labels[(labels < 0) | (labels >= logits.shape[1])]).numel():
+        raise UserError(
+            f"the data have a label {int(wrong[0])} and the model's classes are 0 to {logits.shape[1] - 1}; "
+            "give a model of this data set's classes"
+        )
+    return logits, labels.long()
+
+
+def refuse_other_classes(logits: Tensor, data: Any) -> None:
+    """Errors: UserError if the data say how many classes they have and the model has another number of outputs."""
+    classes = getattr(data, "classes", None)
+    if classes and logits.ndim == 2 and logits.shape[1] != len(classes):
+        raise UserError(
+            f"the model has {logits.shape[1]} outputs and the data have {len(classes)} classes, so its accuracy means nothing; "
+            "give a model that was trained on these classes, or data with the model's own classes"
+        )

@@ -1,0 +1,1 @@
+"""Loading a model by name: one module per source of models."""

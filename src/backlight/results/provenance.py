@@ -1,0 +1,54 @@
+"""Where a result comes from: versions, hardware, hashes of weights and data, and every setting."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import nn
+
+from backlight.devices import device_of, dtype_of
+
+
+def provenance(model: nn.Module, data: Iterable[Any], *, images: int, **settings: Any) -> dict[str, Any]:
+    """Everything that is needed to repeat a measurement, as a mapping that JSON can hold."""
+    device = device_of(model)
+    return {
+        "images": images,
+        "settings": settings,
+        "data": dict(getattr(data, "provenance", {})),
+        "model": {"parameters": sum(p.numel() for p in model.parameters()), "weights_sha256": weights_sha256(model)},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})",
+        "dtype": str(dtype_of(model)).removeprefix("torch."),
+        "versions": versions(),
+    }
+
+
+def versions() -> Mapping[str, str]:
+    """Versions of what the numbers depend on."""
+    installed = {"python": platform.python_version()}
+    for package in ("backlight", "torch", "torchvision", "timm", "numpy"):
+        try:
+            installed[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return installed
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """A hash of every parameter and buffer with its name, type and shape."""
+    return sha256({name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)})
+
+
+def sha256(*several: Mapping[str, torch.Tensor]) -> str:
+    """A hash of every number in these tensors, with its tensor's name, type and shape."""
+    digest = hashlib.sha256()
+    for tensors in several:
+        for name, tensor in tensors.items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,28 @@
+"""What all analyses of a study share: the data, and how the models run.  torch is not imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backlight.settings import Settings, setting
+
+
+@dataclass(frozen=True)
+class StudySettings(Settings):
+    """The options that all analyses share."""
+
+    data: str | None = setting(
+        None, "A data set by name, or a folder; see: backlight data.  Default: fashion, or what the analysis is about."
+    )
+    data_root: str | None = setting(None, "Folder of the data sets that are named.", metavar="DIR", execution=True)
+    download: bool = setting(False, "Allow downloading the data.", execution=True)
+    split: str | None = setting(None, "train or test; default: test, or what the analysis is about.")
+    limit: int | None = setting(None, "Use a stratified subset of this many images.", metavar="N", least=1)
+    seed: int = setting(0, "Seed of the subset, of resampling and of random weights.", least=0)
+    batch_size: int | None = setting(None, "Images in a batch; default: 32, or what the analysis needs.", least=1)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...", execution=True)
+    dtype: str = setting("float32", "Type of weights and images.", choices=("float32", "float64", "bfloat16", "float16"))
+    workers: int | None = setting(None, "Processes that decode images.", least=0, execution=True)
+    resamples: int = setting(1000, "Bootstrap resamples behind each interval.", least=1)
+    pretrained: bool = setting(True, "The trained weights, or random ones.")
+    at: tuple[str, ...] = setting((), "Read this module instead of units; repeatable.", metavar="MODULE", repeat=True)
