@@ -120,7 +120,7 @@ def measured(name: str, *, batches: int, rounds: int, batch_size: int, device: s
     known = in_float64(model, data, same)
     (ours,) = watched(model, data, same, (Grams,))
     order = {place: i for i, place in enumerate(ours.order)}
-    found = cka(ours.kept.known().sum(0))[np.ix_(*[[order[i] for i in range(len(layers)) if i in order]] * 2)]
+    found = cka(ours.dependence.by_group().sum(0))[np.ix_(*[[order[i] for i in range(len(layers)) if i in order]] * 2)]
     kept = [i for i in range(len(layers)) if i in order]
     expected = known[np.ix_(kept, kept)]
     # theirs flattens class tokens in; its difference says something where there are none

@@ -210,6 +210,15 @@ def test_a_last_batch_of_one_image_is_joined_to_the_batch_before():
         lesion(decisive(CLASSES), [(images[:1], labels[:1])], replace="resampled")
 
 
+def test_a_first_batch_of_one_image_is_joined_to_the_next():
+    """Alone it would take its own branch, and seem unharmed."""
+    images, labels = labelled_images(9, CLASSES)
+    sizes = (1, 4, 4)
+    uneven = lesion(decisive(CLASSES), list(zip(images.split(sizes), labels.split(sizes), strict=True)), replace="resampled")
+    joined = lesion(decisive(CLASSES), list(zip(images.split((5, 4)), labels.split((5, 4)), strict=True)), replace="resampled")
+    assert uneven.table == joined.table
+
+
 class Windows(nn.Module):
     """Splits a map into quarters and applies a layer to each, as windowed attention does: four parts per image."""
 

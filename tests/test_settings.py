@@ -138,7 +138,7 @@ def test_the_tables_in_the_docs_are_those_of_the_settings() -> None:
     spec.loader.exec_module(tool)
     for name, about in CATALOG.items():
         page = ROOT / "docs" / "analyses" / f"{name}.md"
-        assert ("<!-- settings -->" in page.read_text()) == bool(about.options()), page
+        assert "<!-- settings -->" in page.read_text() or not about.options(), page
     for page in tool.PAGES:
         assert tool.written(page) == page.read_text(encoding="utf-8"), f"{page.name}: run make tables"
 

@@ -209,7 +209,7 @@ def _at_least_two(batches: Iterator[tuple[Tensor, Tensor | None]]) -> Iterator[t
     """The batches, with a batch of one image joined to the one before.  Errors: UserError if the data hold one image."""
     held = next(batches, None)
     for images, labels in batches:
-        if held is None or len(images) > 1:
+        if held is None or min(len(images), len(held[0])) > 1:
             yield from [held] if held is not None else []
             held = images, labels
         else:
