@@ -159,27 +159,27 @@ def test_one_small_file(study: Path) -> None:
 
 
 def test_nothing_is_fetched(study: Path) -> None:
-    seen = Reader(write_report(study))
-    for tag, attributes in seen.elements:
+    page = Reader(write_report(study))
+    for tag, attributes in page.elements:
         assert "src" not in attributes, tag
         assert (attributes.get("href") or "#").startswith(("#", "data:")), tag
-    assert not re.search(r"@import|url\(|https?:", seen.styles)
-    assert "http" not in "".join(text for _, text in seen.scripts if "Plotly, Inc" not in text)
-    policy = next(a["content"] or "" for t, a in seen.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert not re.search(r"@import|url\(|https?:", page.styles)
+    assert "http" not in "".join(text for _, text in page.scripts if "Plotly, Inc" not in text)
+    policy = next(a["content"] or "" for t, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
-    for kind, text in seen.scripts:
+    for kind, text in page.scripts:
         if kind is None:  # only scripts of these hashes may run, so a name that slipped through could not
             assert base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() in policy
 
 
 def test_names_are_text(study: Path) -> None:
     path = write_report(study)
-    seen = Reader(path)
-    assert NASTY in seen.text
-    assert MODULE in json.dumps(seen.data)
-    assert not [tag for tag, _ in seen.elements if tag in ("img", "b") and "onerror" in _]
+    page = Reader(path)
+    assert NASTY in page.text
+    assert MODULE in json.dumps(page.data)
+    assert not [tag for tag, _ in page.elements if tag in ("img", "b") and "onerror" in _]
     assert "<img" not in path.read_text().replace(page_module.plotly(), "")
-    assert "out of memory <b>today</b>" in seen.text
+    assert "out of memory <b>today</b>" in page.text
 
 
 def test_same_folder_same_bytes(study: Path, tmp_path: Path) -> None:
@@ -252,9 +252,9 @@ def test_a_folder_of_single_commands(study: Path) -> None:
 
 
 def test_one_model_has_nothing_to_switch(study: Path) -> None:
-    seen = Reader(write_report(study / "nasty", study / "one.html"))
-    assert not [a for _, a in seen.elements if "data-switch" in a]
-    assert f"How {NASTY} works" in seen.text
+    page = Reader(write_report(study / "nasty", study / "one.html"))
+    assert not [a for _, a in page.elements if "data-switch" in a]
+    assert f"How {NASTY} works" in page.text
 
 
 def test_what_is_missing_or_broken_is_said(study: Path) -> None:
@@ -264,18 +264,18 @@ def test_what_is_missing_or_broken_is_said(study: Path) -> None:
     (study / "nasty" / "variance" / "result.json").write_text('{"analysis": "variance"}')
     (study / "nasty" / ".lesion-draft").mkdir()
     (study / "nasty" / "model.json").write_text("{")
-    seen = Reader(write_report(study))
+    page = Reader(write_report(study))
     for sentence in (
-        "resnet18, lesion: not there yet",
+        "resnet18, lesion: not run yet",
         "resnet/fourier is not a complete result",
         "nasty/calibration is not a complete result",
         "nasty/variance is not a complete result",
-        "hessian: out of memory",
+        "hessian: failed: out of memory",
         "nasty/model.json could not be read",
     ):
-        assert sentence in seen.text
-    assert "draft" not in seen.text
-    assert seen.data["tables"]["fourier"][0] is None
+        assert sentence in page.text
+    assert "draft" not in page.text
+    assert page.data["tables"]["fourier"][0] is None
 
 
 def test_a_result_without_its_columns_is_left_out(study: Path) -> None:
@@ -308,9 +308,9 @@ def test_an_analysis_without_a_section_gets_a_table(study: Path, monkeypatch: py
     sections = page_module.section_of
     monkeypatch.setattr(page_module, "section_of", lambda name: DEFAULT if name == "variance" else sections(name))
     monkeypatch.setattr(page_module, "ROWS_SHOWN", 3)
-    seen = Reader(write_report(study))
-    assert "variance_low" in seen.text
-    assert "9 more rows" in seen.text
+    page = Reader(write_report(study))
+    assert "variance_low" in page.text
+    assert "9 more rows" in page.text
 
 
 class Toy(nn.Module):
@@ -337,9 +337,9 @@ def test_every_analysis_gives_what_its_section_needs(tmp_path: Path, monkeypatch
     for analysis in (fourier, variance, lesion, calibration):
         result = analysis(model, data, resamples=20)
         result.save(tmp_path / "toy" / result.analysis)
-    seen = Reader(write_report(tmp_path))
-    assert "Not on this page" not in seen.text
-    assert "2 units in 1 stage: all convolutions" in seen.text
+    page = Reader(write_report(tmp_path))
+    assert "Not on this page" not in page.text
+    assert "2 units in 1 stage: all convolutions" in page.text
 
 
 @pytest.mark.parametrize("make", [lambda f: None, lambda f: f.mkdir(), lambda f: (f / "m" / "fourier").mkdir(parents=True)])

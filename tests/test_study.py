@@ -22,6 +22,7 @@ from backlight.study.plan import plan
 from backlight.study.run import run_study
 from backlight.study.settings import StudySettings
 
+SMALL_WORDS = ["--no-pretrained", "--limit", "20", "--quiet"]
 SMALL = StudySettings(limit=20, resamples=50, pretrained=False)
 ANALYSES: dict[str, dict[str, object]] = {"fourier": {}, "variance": {}, "lesion": {}, "calibration": {}}
 
@@ -117,6 +118,33 @@ def test_failed_cells_exit_with_5(run, tmp_path: Path) -> None:
     code, _, err = run("study", "--models", TINY, "resnet5", *words)
     assert code == 5
     assert "1 of 2 cells failed" in err
+
+
+def test_what_has_no_answer_is_no_failure(run, tmp_path: Path) -> None:
+    """A CNN has no attention: not a failure, not tried again, and the other analyses of a shared pass run."""
+    words = ["--models", TINY, TINY_ALTERNATING, "--analyses", "attention", "variance", "--out", tmp_path, "--no-pretrained"]
+    code, _, err = run("study", *words, "--limit", 20)
+    assert code == 0
+    assert f"{TINY} attention: not applicable: " in err
+    assert f"{TINY_ALTERNATING} attention: done" in err
+    reason = tmp_path / folder_name(TINY) / "not_applicable.json"
+    before = reason.stat().st_mtime_ns
+    code, _, err = run("study", *words, "--limit", 20)
+    assert (code, reason.stat().st_mtime_ns) == (0, before)
+    assert f"{TINY} attention: not applicable: " in err
+    (absent,) = read_study(tmp_path).absent
+    assert absent.startswith(f"{TINY}, attention: not applicable: ")
+    code, _, err = run("attention", TINY, *SMALL_WORDS)
+    assert code == 2
+
+
+def test_a_model_without_units_is_measured_where_it_can_be(tmp_path: Path) -> None:
+    outcomes = {o.analysis: o for o in run_study(["vgg11?img_size=32"], ANALYSES, SMALL, tmp_path)}
+    assert {name: o.applicable for name, o in outcomes.items()} == {
+        "fourier": False, "variance": False, "lesion": False, "calibration": True,
+    }  # fmt: skip
+    assert outcomes["calibration"].result is not None
+    assert "has no residual units" in outcomes["fourier"].error
 
 
 def planned(run, *words: object) -> list[str]:
@@ -226,4 +254,4 @@ def test_a_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text(json.dumps({"models": [TINY], "analyses": ["variance", "lesion"]}))
     study = read_study(tmp_path)
     assert study.models[0].results["variance"].provenance["images"] == 20
-    assert study.absent == [f"{TINY}, lesion: not there yet; run the study again to resume it"]
+    assert study.absent == [f"{TINY}, lesion: not run yet; run the study again to resume it"]

@@ -1,4 +1,4 @@
-"""The two mistakes that a user hears of in one sentence: one of their own, and something that is not available.
+"""What a user hears of in one sentence: a mistake, something that is not available, a question that a model has no answer to.
 
 Anything else is a fault of Backlight and keeps its traceback.
 """
@@ -19,6 +19,10 @@ class Unavailable(UserError):
     """A model, weights or data that are not available here.  The command line exits with 4."""
 
     exit_code = 4
+
+
+class NotApplicable(UserError):
+    """The question has no answer for this model, for instance attention for a CNN.  In a study that is no failure."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -24,7 +24,8 @@ from backlight.analyses.trajectory import trajectory as trajectory
 from backlight.analyses.entry import ENTRIES, Analysis
 from backlight.errors import UserError, did_you_mean
 
-CATALOG = dict(ENTRIES)
+#: Name -> entry, in the order of the lines above, whichever analysis somebody imported first.
+CATALOG = {name: ENTRIES[name] for name in tuple(globals()) if name in ENTRIES}
 
 
 def entry(name: str) -> Analysis:

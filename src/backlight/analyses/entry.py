@@ -120,7 +120,7 @@ class Analysis:
         return getattr(self.module, self.reducer)
 
 
-#: Name -> entry, in the order of the page, which is the order in which ``catalog`` imports the analyses.
+#: Name -> entry, of the analyses imported so far.
 ENTRIES: dict[str, Analysis] = {}
 
 

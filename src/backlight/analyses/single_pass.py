@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from backlight.errors import UserError
+from backlight.errors import NotApplicable, UserError
 from backlight.inputs import image_batches, refuse_other_classes, tensors, to_model
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row
@@ -174,14 +174,14 @@ def find_streams(model: nn.Module, images: Tensor, at: Sequence[str] | None) -> 
     """
     model_units = units(model, images, at=at)
     if not model_units:
-        raise UserError(
+        raise NotApplicable(
             f"{type(model).__name__} has no residual units; name the modules to read, for example {suggestion(model)}"
         )
     taps = [tap for tap in stream_taps(model_units) if min(tap.layout.size) > 1]  # type: ignore[union-attr]
     streams = Streams(model_units, taps)
     if len(unreadable(streams)) == len(model_units):
         where = f"at {', '.join(at)}" if at else "between its units"
-        raise UserError(f"{type(model).__name__} has no feature map {where}; name modules that return one with --at")
+        raise NotApplicable(f"{type(model).__name__} has no feature map {where}; name modules that return one with --at")
     return streams
 
 

@@ -147,10 +147,9 @@ def run_and_tell(
         running = run_study(models, analyses, shared, out, keep_going=keep_going, overwrite=overwrite, show=show)
         with closing(running):  # type: ignore[type-var]
             for done in running:
-                failed += bool(done.error)
-                if not quiet or done.error:
-                    state = f"failed: {done.error}" if done.error else "there already" if done.skipped else "done"
-                    (say if quiet else show)(f"{done.model} {done.analysis}: {state}")
+                failed += done.failed
+                if not quiet or done.failed:
+                    (say if quiet else show)(f"{done.model} {done.analysis}: {done.state}")
     return failed
 
 

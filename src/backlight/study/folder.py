@@ -4,6 +4,7 @@
     FOLDER/MODEL/model.json              the model's word and units
     FOLDER/MODEL/ANALYSIS/               a result
     FOLDER/MODEL/failed.json             analysis -> why it failed, in a sentence
+    FOLDER/MODEL/not_applicable.json     analysis -> why the model has no answer to it, and the request
 
 A study writes it.  A page reads it, and also folders with nothing but results.  Reading trusts no file: a broken one is left
 out, and `Study.absent` says so.
@@ -96,15 +97,33 @@ def stored(folder: Path, cell: Cell) -> Result | None:
     return result
 
 
-def store(folder: Path, cell: Cell, result: Result | None, error: str) -> None:
+def not_applicable(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:
+    """Analysis -> reason, of the cells of one model that an earlier run of the same request found to have no answer."""
+    entries = _read(folder / folder_name(cells[0].model) / "not_applicable.json")
+    known = {name: entry for name, entry in entries.items() if isinstance(entry, dict)}
+    return {
+        cell.analysis: str(known[cell.analysis].get("reason"))
+        for cell in cells
+        if cell.analysis in known and known[cell.analysis].get("request") == cell.request()
+    }
+
+
+def store(folder: Path, cell: Cell, result: Result | None, error: str, *, applicable: bool = True) -> None:
     """Save a result, or the reason why there is none where the page reads it."""
     home = folder / folder_name(cell.model)
-    failed = _read(home / "failed.json")
     if result is not None:
         replace(result, provenance={**result.provenance, "request": cell.request()}).save(home / cell.analysis)
-    if error or cell.analysis in failed:
-        failed.pop(cell.analysis, None)
-        _write(home / "failed.json", failed | ({cell.analysis: error} if error else {}))
+    _store_entry(home / "failed.json", cell.analysis, error if applicable else "")
+    reason = {"reason": error, "request": cell.request()}
+    _store_entry(home / "not_applicable.json", cell.analysis, None if applicable else reason)
+
+
+def _store_entry(file: Path, analysis: str, value: Any) -> None:
+    """Set the entry of an analysis in a JSON file, or remove it if there is no value."""
+    entries = _read(file)
+    if value or analysis in entries:
+        entries.pop(analysis, None)
+        _write(file, entries | ({analysis: value} if value else {}))
 
 
 def store_request(folder: Path, cells: Sequence[Cell], settings: StudySettings) -> None:
@@ -199,12 +218,17 @@ def _model(home: Path, absent: list[str]) -> Model | None:
     """The model of a folder; None if the folder is not one."""
     paths = [path for path in _folders(home) if path.name in CATALOG or (path / "result.json").exists()]
     facts = _document(home / "model.json", absent)
-    failed = _document(home / "failed.json", absent)
-    if not paths and not facts and not failed:
+    failed, unanswered = (_document(home / f"{name}.json", absent) for name in ("failed", "not_applicable"))
+    if not paths and not facts and not failed and not unanswered:
         return None
     results = {result.analysis: result for path in paths for result in _loaded(path, absent)}
     name = str(facts.get("model") or next((result.model for result in results.values()), home.name))
-    absent += [f"{name}, {analysis}: {reason}" for analysis, reason in failed.items() if analysis not in results]
+    absent += [f"{name}, {analysis}: failed: {reason}" for analysis, reason in failed.items() if analysis not in results]
+    absent += [
+        f"{name}, {analysis}: not applicable: {entry.get('reason') if isinstance(entry, dict) else entry}"
+        for analysis, entry in unanswered.items()
+        if analysis not in results
+    ]
     return Model(name, _units(facts, results), _parameters(facts, results), results)
 
 
@@ -270,7 +294,7 @@ def _missing(models: list[Model], settings: Mapping[str, Any], absent: list[str]
     """What the study requested and has neither done nor failed at."""
     explained, requested = "\n".join(absent), _requested(settings)
     return [
-        f"{model.name}, {analysis}: not there yet; run the study again to resume it"
+        f"{model.name}, {analysis}: not run yet; run the study again to resume it"
         for model in models
         for analysis in requested.get(model.name, [])
         if analysis not in model.results and f"{model.name}, {analysis}:" not in explained

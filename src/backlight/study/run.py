@@ -17,7 +17,7 @@ from backlight.analyses.single_pass import described, single_pass
 from backlight.curvature.batches import Batches, draw_batches
 from backlight.data.loading import load_data, open_data
 from backlight.devices import device_named, dtype_named
-from backlight.errors import UserError
+from backlight.errors import NotApplicable, UserError
 from backlight.files import PartialResults
 from backlight.inputs import to_model
 from backlight.models.cost import parameters
@@ -25,7 +25,7 @@ from backlight.models.sources.load import is_architecture, load_model
 from backlight.progress import Counted, Show, quiet
 from backlight.results.provenance import weights_sha256
 from backlight.results.result import Result
-from backlight.study.folder import folder_name, store, store_model, store_request, stored
+from backlight.study.folder import folder_name, not_applicable, store, store_model, store_request, stored
 from backlight.study.plan import Cell, passes, plan
 from backlight.study.settings import StudySettings
 from backlight.tracing.find import units
@@ -34,12 +34,13 @@ from backlight.tracing.tap import spell
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell that is done or has failed."""
+    """A cell that is done, has failed, or is not applicable."""
 
     cell: Cell
     result: Result | None
     error: str = ""
     skipped: bool = False  # it was there already
+    applicable: bool = True  # False: the analysis has no answer for this model, and ``error`` says why
 
     @property
     def model(self) -> str:
@@ -50,6 +51,18 @@ class Outcome:
     def analysis(self) -> str:
         """The analysis's name."""
         return self.cell.analysis
+
+    @property
+    def state(self) -> str:
+        """What happened, in words."""
+        if not self.applicable:
+            return f"not applicable: {self.error}"
+        return f"failed: {self.error}" if self.error else "there already" if self.skipped else "done"
+
+    @property
+    def failed(self) -> bool:
+        """Whether it can be tried again."""
+        return bool(self.error) and self.applicable
 
     @property
     def missing(self) -> int:
@@ -86,10 +99,12 @@ def run_study(
         own = [cell for cell in cells if cell.model == model]
         done = {cell.analysis: there[model, cell.analysis] for cell in own if (model, cell.analysis) in there}
         yield from (Outcome(cell, done[cell.analysis], skipped=True) for cell in own if cell.analysis in done)
-        todo = [cell for cell in own if cell.analysis not in done]
+        reasons = not_applicable(folder, own) if folder and not overwrite else {}
+        yield from (Outcome(cell, None, reasons[cell.analysis], True, False) for cell in own if cell.analysis in reasons)
+        todo = [cell for cell in own if cell.analysis not in (*done, *reasons)]
         for outcome in _outcomes(todo, folder, keep_going, shard, show) if todo else ():
             if folder and not outcome.missing:
-                store(folder, outcome.cell, outcome.result, outcome.error)
+                store(folder, outcome.cell, outcome.result, outcome.error, applicable=outcome.applicable)
                 if outcome.result is not None:
                     shutil.rmtree(_unfinished(folder, outcome.cell), ignore_errors=True)
             yield outcome
@@ -110,13 +125,26 @@ def _outcomes(
         yield from (Outcome(cell, None, _sentence(error)) for cell in cells)
         return
     for group in passes(cells):
-        try:
-            results = _measure(loaded, group, folder, shard, show)
-            yield from (Outcome(cell, result) for cell, result in zip(group, results, strict=True))
-        except Exception as error:
-            if not keep_going:
-                raise
-            yield from (Outcome(cell, None, _sentence(error)) for cell in group)
+        yield from _of_group(loaded, group, folder, keep_going, shard, show)
+
+
+def _of_group(
+    loaded: _Loaded, group: Sequence[Cell], folder: Path | None, keep_going: bool, shard: tuple[int, int], show: Show
+) -> Iterator[Outcome]:
+    """Cells that run together; one by one if the model has no answer to one of them."""
+    try:
+        results = _measure(loaded, group, folder, shard, show)
+    except Exception as error:
+        if not keep_going:
+            raise
+        if isinstance(error, NotApplicable) and len(group) > 1:
+            for cell in group:
+                yield from _of_group(loaded, [cell], folder, keep_going, shard, show)
+        else:
+            applicable = not isinstance(error, NotApplicable)
+            yield from (Outcome(cell, None, _sentence(error), applicable=applicable) for cell in group)
+    else:
+        yield from (Outcome(cell, result) for cell, result in zip(group, results, strict=True))
 
 
 class _Loaded:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from backlight.analyses.single_pass import described
-from backlight.errors import UserError
+from backlight.errors import NotApplicable, UserError
 from backlight.inputs import image_batches, to_model
 from backlight.numerics.bootstrap import Interval, mean_interval
 from backlight.results.claim import Claim
@@ -132,7 +132,7 @@ def _calls(model: nn.Module, images: Tensor) -> tuple[list[AttentionCall], list[
         wrong = f"{name} has no attention between positions of the image"
         if unknown:
             wrong = f"the positions of the tokens in the attention of {name} are not known"
-        raise UserError(f"{wrong}; analyse its units with fourier or variance")
+        raise NotApplicable(f"{wrong}; analyse its units with fourier or variance")
     all_units = units(model, images)
     rows = []
     for call in calls:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from backlight.analyses.lesion.settings import LesionSettings
 from backlight.analyses.single_pass import described
-from backlight.errors import UserError
+from backlight.errors import NotApplicable, UserError
 from backlight.inputs import checked_labels, image_batches, refuse_other_classes, tensors, to_model
 from backlight.numerics.bootstrap import mean_interval
 from backlight.numerics.calibration import scores
@@ -99,10 +99,10 @@ def removable(model: nn.Module, images: Tensor, *, by_image: bool = False) -> tu
     name = type(model).__name__
     all_units = units(model, images)
     if not all_units:
-        raise UserError(f"{name} has no residual units, so it has no unit to silence")
+        raise NotApplicable(f"{name} has no residual units, so it has no unit to silence")
     selected = [unit for unit in all_units if unit.branch]
     if not selected:
-        raise UserError(f"no unit of {name} can be removed: no module or function returns what it adds")
+        raise NotApplicable(f"no unit of {name} can be removed: no module or function returns what it adds")
     if by_image:
         selected = _split_by_image(model, images[:1], selected)
         if not selected:
