@@ -8,6 +8,7 @@ options and help, the keys of a study file, the tables in the documentation and 
 # ruff: isort: off
 from backlight.analyses.fourier import fourier as fourier
 from backlight.analyses.variance import variance as variance
+from backlight.analyses.erf import erf as erf
 from backlight.analyses.similarity import similarity as similarity
 from backlight.analyses.attention import attention as attention
 from backlight.analyses.lesion import lesion as lesion
