@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -131,7 +132,7 @@ def analysis(**about: Any) -> Callable[[F], F]:
         entry = ENTRIES[function.__name__] = Analysis(function.__name__, function, **about)
         lines = [f"    {option.name}: {option.about['help']}{_ends(option)}" for option in entry.own_options()]
         if lines:
-            function.__doc__ = "\n".join([f"{(function.__doc__ or '').rstrip()}\n", "Settings:", *lines])
+            function.__doc__ = "\n".join([f"{inspect.cleandoc(function.__doc__ or '')}\n", "Settings:", *lines])
         return function
 
     return enter

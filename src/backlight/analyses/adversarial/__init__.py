@@ -41,9 +41,7 @@ def adversarial(
 ) -> Adversarial:
     """Accuracy, NLL and success rate under random noise, FGSM and PGD of each epsilon, with 95% intervals over images.
 
-    ``epsilons`` and ``step_size`` (default 2.5 epsilon / steps) are in 1/255 of a pixel's range; ``norm`` says what they bound:
-    the largest change of a pixel, or with "l2" the length of the change.  ``targeted`` attacks aim at another class, drawn for
-    each image; others away from the label.  ``band`` (from, to), in units of π, confines the change to these frequencies.
+    Targeted attacks aim at another class, drawn for each image; others away from the label.
     ``mean`` and ``std`` say how the images were normalised, where the data do not.  Random starts depend only on ``seed``
     and the position of an image in the data.
     Errors: UserError if a setting makes no sense, the data have no labels, or no gradient reaches the images.

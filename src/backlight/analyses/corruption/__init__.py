@@ -43,7 +43,7 @@ def corruption(
 
     The images are corrupted on the fly, at the size that the model receives, in threads beside the forward pass; or they are
     read from the official ``folder`` (CIFAR-10-C, CIFAR-100-C, ImageNet-C), whose images must be those of ``data``, in order.
-    ``strengths``: "imagenet", "cifar", or "auto", which takes the latter up to 64 px.  ``mean`` and ``std`` say how the images
+    ``mean`` and ``std`` say how the images
     were normalised where the data do not.  What is random in an image depends on the seed and its position in the data.
 
     Errors: UserError for an unknown corruption or severity, for data without labels or of unknown normalisation, and

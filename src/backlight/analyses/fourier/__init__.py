@@ -37,8 +37,7 @@ def fourier(
 ) -> Fourier:
     """Δ log amplitude of the stream after each unit, and each unit's transfer function, with 95% intervals over images.
 
-    ``at`` names modules to read instead of units; ``radial`` averages over directions instead of following the diagonal;
-    ``paper`` uses the authors' bins and frequency axis, which labels the last bin 1.0π although it is lower.
+    ``at`` names modules to read instead of units.  The authors' frequency axis labels the last bin 1.0π although it is lower.
     Errors: UserError if the model has no units and ``at`` is not given, or if there are no images.
     """
     from backlight.analyses.fourier.measure import Spectra

@@ -44,10 +44,8 @@ def hessian(
 ) -> HessianSpectrum:
     """The ``top`` Hessian eigenvalues by magnitude of each mini-batch, and their summary, with intervals over batches.
 
-    ``batches``: pairs (images, targets) as training sees them; see ``draw_batches``.  ``tol``: relative error of an
-    eigenvalue.  ``by="kind"`` adds the diagonal blocks of all attentions, all convolutions, and so on.  ``statistics``: of
-    batch norms, ``"running"`` or ``"batch"``.  ``paper=True`` uses PyHessian's power iteration, which can be wrong.
-    ``together``: this many batches at once, with as many times the memory, for a GPU that one small batch does not fill.
+    ``batches``: pairs (images, targets) as training sees them; see ``draw_batches``.  ``together`` takes as many times
+    the memory of one batch.
     ``partial_results`` stores each finished batch, so that a killed run resumes; ``track`` wraps the batches to show progress.
     Errors: UserError as for `curvature.hessian.Hessian`, and for a setting out of bounds.
     """

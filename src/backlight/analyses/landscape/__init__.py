@@ -57,11 +57,10 @@ def landscape(
 
     ``batches``: pairs (images, targets), with classes or probabilities as targets; all stay in memory and are used at every
     point.  ``radius`` is in units of the directions: the model's own filters for random directions, Euclidean length for
-    eigenvectors of the Hessian, the farthest snapshot for the principal axes of a path.  ``normalise``: ``"filter"`` or
-    ``"none"``; default: filter by filter for random directions only.  Only parameters that require a gradient move; random
-    directions do not move those whose name holds a word of ``ignore``.  ``loss`` (default: soft-label cross-entropy) returns
+    eigenvectors of the Hessian, the farthest snapshot for the principal axes of a path.  Only parameters that require a
+    gradient move.  ``loss`` (default: soft-label cross-entropy) returns
     one number per image; ``decayed`` (default: all) selects the parameters that decay.  ``precision="bfloat16"`` compares up
-    to nine points with float32.  ``paper``: the authors' normalisation and weight decay.  ``partial_results`` stores each
+    to nine points with float32.  ``partial_results`` stores each
     finished row of the grid, so that a killed run resumes; ``shard=(rank, world)`` computes a share of the rows; ``track``
     wraps the rows to show progress.
     Errors: UserError if there are no images, if targets do not fit the model, or if no weight can move or some are not finite.

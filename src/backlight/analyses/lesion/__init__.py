@@ -36,9 +36,7 @@ def lesion(
 ) -> Lesion:
     """Accuracy and NLL without each unit, and the change from the intact model with a paired 95% interval over images.
 
-    ``replace``: a branch becomes "zero", its "mean" over the images, or is "resampled", that of another image of its batch.
-    ``heads`` silences the heads of each attention too, one at a time; ``pairs`` this many pairs of units, drawn at random if
-    there are more.  The images are read once (with "mean" twice); each batch runs once intact and once for each lesion.
+    Pairs are drawn at random if there are more.  The images are read once (with ``replace="mean"`` twice); each batch runs once intact and once for each lesion.
     Units that cannot be removed are left out and named in the provenance.
     Errors: UserError if the model has no residual units that can be removed, or the data no labels.
     """

@@ -40,10 +40,8 @@ def noise(
 ) -> Noise:
     """Accuracy and NLL under noise of each band and severity, and their change with paired 95% intervals over images.
 
-    ``frequencies`` are the centres of the bands and ``width`` their width, in units of π per pixel.  A severity is the root
-    mean square of every image's noise in pixels, the same in each band; with ``paper`` that of the white noise before the
-    mask, so that each frequency gets the same amplitude and a band of more frequencies more energy.  ``clip`` keeps noisy
-    pixels in [0, 1].  ``basis`` adds the heat map: this many waves a side, an odd number, each at the middle severity.
+    A severity is the root mean square of every image's noise, the same in each band; with ``paper`` that of the white noise
+    before the mask, so that a band of more frequencies has more energy.  The heat map is at the middle severity.
     ``mean`` and ``std`` say how the images were normalised, where the data do not.  The noise of an image depends only
     on ``seed`` and on its position in the data.
     Errors: UserError if a setting makes no sense for these images, or the data have no labels.

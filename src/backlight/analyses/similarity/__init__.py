@@ -39,8 +39,8 @@ def similarity(
 ) -> Similarity:
     """Unbiased CKA between all units of a model, or those of a model and an ``other``, with 95% intervals over mini-batches.
 
-    Both models see the same images, as ``data`` yields them.  ``branch`` compares what units add instead of the stream after
-    them; ``at`` and ``other_at`` name modules to read instead of units.  Errors: UserError if a model has no units and its
+    Both models see the same images, as ``data`` yields them.  ``at`` and ``other_at`` name modules to read instead of units.
+    Errors: UserError if a model has no units and its
     modules are not named, if there are no images, or if all batches have fewer than 4.
     """
     from backlight.analyses.similarity.measure import measure

@@ -46,8 +46,8 @@ def trajectory(
     """The path of training through ``snapshots`` to the model: on its principal plane, in polar coordinates, and its loss.
 
     ``snapshots``: models or state dicts in the order of training; the model itself is added as the last.  The path consists of
-    the trainable parameters; the loss at a snapshot also uses the buffers of the snapshot.  ``grid``: points along each axis of
-    a loss surface over the plane, computed with the model's buffers; 0: no surface.  ``loss`` and ``decayed``: as for
+    the trainable parameters; the loss at a snapshot also uses the buffers of the snapshot.  A loss
+    surface over the plane is computed with the model's buffers.  ``loss`` and ``decayed``: as for
     `landscape`.  ``track`` wraps the snapshots, then the rows of the surface, to show progress.
     Errors: UserError for fewer than three different points, or snapshots of another model.
     """

@@ -37,9 +37,9 @@ def variance(
 ) -> Variance:
     """Variance of the stream after each unit, with 95% intervals.
 
-    ``over="space"`` (the paper): over positions, for each image and channel.  ``over="samples"``: over the images of a batch,
-    for each position and channel; the interval is then over batches.  ``normalise`` divides by the mean square of the same
-    map, because the stream grows with depth.  Unit: that of the activation, squared.
+    Over space: over positions, for each image and channel.  Over samples: over the images of a batch, for each position and
+    channel; the interval is then over batches.  Normalise because the stream grows with depth.  Unit: that of the activation,
+    squared.
     """
     from backlight.analyses.single_pass import alone
     from backlight.analyses.variance.measure import Variances

@@ -98,7 +98,10 @@ class AlterNet(nn.Module):
         """The last map, normalised and rectified.  Shapes: (B, in_chans, H, W) -> (B, num_features, h, w)."""
         x = self.stem(x)
         for stage in self.stages:
-            x = self._run(stage, x)
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint_seq(stage, x)
+            else:
+                x = stage(x)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -122,7 +125,7 @@ class AlterNet(nn.Module):
         intermediates = []
         x = self.stem(x)
         for s, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            x = self._run(stage, x)
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
             if s in selected:
                 intermediates.append(self.norm(x) if norm and s == len(self.stages) - 1 else x)
         if intermediates_only:
@@ -142,7 +145,8 @@ class AlterNet(nn.Module):
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
         if prune_head or shortened:
             self.num_classes = 0
-            self.head.reset(0, "", in_features=self.num_features)
+            self.head.in_features = self.num_features  # timm 1.0.20 takes it from there, not as an argument
+            self.head.reset(0, "")
         return selected
 
     def get_classifier(self) -> nn.Module:
@@ -170,11 +174,6 @@ class AlterNet(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(model)`` adds to the class name."""
         return f"{self.word!r}, block={self.block!r}"
-
-    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(stage, x)
-        return stage(x)
 
 
 def unit_of_letter(
