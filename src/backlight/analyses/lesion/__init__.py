@@ -36,8 +36,8 @@ def lesion(
 ) -> Lesion:
     """Accuracy and NLL without each unit, and the change from the intact model with a paired 95% interval over images.
 
-    Pairs are drawn at random if there are more.  The images are read once (with ``replace="mean"`` twice); each batch runs once intact and once for each lesion.
-    Units that cannot be removed are left out and named in the provenance.
+    Pairs are drawn at random if there are more.  The images are read once (with ``replace="mean"`` twice); each batch runs
+    once intact and once for each lesion.  Units that cannot be removed are left out and named in the provenance.
     Errors: UserError if the model has no residual units that can be removed, or the data no labels.
     """
     from backlight.analyses.lesion.measure import measure
