@@ -3,24 +3,29 @@
 import contextlib
 import copy
 from collections import namedtuple
+from functools import partial
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision.models as tv
+from conftest import TINY_ALTERNATING
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 from transformers import ViTConfig, ViTForImageClassification
 
+from backlight.analyses.fourier import fourier
+from backlight.analyses.single_pass import find_streams
 from backlight.errors import UserError
 from backlight.models.architectures.alternet import AlterNet
 from backlight.tracing.find import units
 from backlight.tracing.hooks import check, feature_maps, reading, without
 from backlight.tracing.layout import Layout
-from backlight.tracing.tap import Tap, spell, stream_taps
+from backlight.tracing.tap import LETTER, Tap, spell, stream_taps
 from backlight.tracing.trace import evaluating
 
 
@@ -776,3 +781,252 @@ def test_an_alternet_is_what_its_word_spells(word, block):
     assert spell(model_units) == word
     for unit, proof in check(model, images, model_units):
         assert proof is (True if unit.identity else None), unit
+
+
+# --- branches of different kinds in one sum
+
+
+def pointwise():
+    return nn.Sequential(nn.Conv2d(4, 8, 1), nn.GELU(), nn.Conv2d(8, 4, 1))
+
+
+def joined(x, *branches):
+    return sum(branch(x) for branch in branches)
+
+
+def residual(x, branch):
+    return x + branch(x)
+
+
+PARALLEL = {
+    "one by one": lambda self, x: x + self.a(x) + self.m(x),
+    "the sum first": lambda self, x: x + (self.a(x) + self.m(x)),
+    "scaled and moved": lambda self, x: x + (0.5 * (self.a(x) + self.m(x))).flatten(2).view(x.shape),
+    "dropped": lambda self, x: x + F.dropout(self.a(x) + self.m(x), training=self.training),
+    "a stack": lambda self, x: x + torch.stack([self.a(x), self.m(x)]).sum(0),
+    "after a shared norm": lambda self, x: x + joined(self.norm(x), self.a, self.m),
+}
+
+
+@pytest.mark.parametrize("addition", PARALLEL)
+def test_branches_of_different_kinds_are_a_unit_of_their_own_kind(addition, images):
+    """Without one of its branches the model is the one that is written without it."""
+    model = model_of(PARALLEL[addition], a=Linear(), m=pointwise())
+    (unit,) = units(model, images)
+    assert (unit.kind, spell([unit]), unit.identity) == ("parallel", "p", True)
+    assert dict(zip(map(str, unit.branch), unit.kinds, strict=True)) == {"a": "attention", "m": "mlp"}
+    assert proofs(model, images) == [True]
+    for kind, name in (("attention", "a"), ("mlp", "m")):
+        only = unit.only(kind)
+        assert (only.kind, [str(tap) for tap in only.branch], only.identity) == (kind, [name], False)
+        alone = copy.deepcopy(model)
+        setattr(alone, name, Nothing())
+        with torch.no_grad(), without(model, only):
+            torch.testing.assert_close(model(images), alone(images))
+
+
+class Nothing(nn.Module):
+    """Adds nothing to the stream."""
+
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
+NOT_PARALLEL = {
+    "two attentions": ("attention", lambda self, x: x + self.a(x) + self.b(x)),
+    "an attention and its linear part": ("attention", lambda self, x: x + self.a(x) + self.p(x)),
+    "RepVGG": ("conv", lambda self, x: x + self.c(x) + self.p(x)),
+    "an MLP after an attention": ("attention", lambda self, x: x + self.m(self.a(x))),
+    "an attention with a residual MLP inside": ("attention", lambda self, x: x + residual(self.a(x), self.m)),
+    "an attention on a convolution": ("attention", lambda self, x: x + residual(self.c(x), self.a)),
+}
+
+
+@pytest.mark.parametrize("case", NOT_PARALLEL)
+def test_branches_one_after_another_or_of_one_kind_are_not_parallel(case, images):
+    kind, body = NOT_PARALLEL[case]
+    model = model_of(body, a=Linear(), b=Linear(), m=pointwise(), c=conv(), p=nn.Conv2d(4, 4, 1))
+    (unit,) = units(model, images)
+    assert unit.kind == kind
+    assert set(unit.kinds) == {kind}
+    assert unit.only(kind) == unit
+    assert proofs(model, images) == [True]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_timms_parallel_block(fused):
+    """With one output projection for both branches only the whole unit can be removed: the projection has a bias."""
+    block = partial(ParallelScalingBlock, fuse_out_proj=fused)
+    model = timm.models.VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, block_fn=block)
+    images = torch.randn(2, 3, 16, 16)
+    first, _ = units(model, images)
+    assert spell([first]) == "p"
+    separate = {"blocks.0.attn_out_proj": "attention", "blocks.0.mlp_out_proj": "mlp"}
+    branches = dict(zip(map(str, first.branch), first.kinds, strict=True))
+    assert branches == ({"blocks.0.drop_path": "parallel"} if fused else separate)
+    assert proofs(model, images) == [True, True]
+
+
+def test_no_statement_about_a_pure_kind_counts_a_parallel_unit(images):
+    model = model_of(lambda self, x: x + self.a(x) + self.m(x), a=Linear(), m=pointwise())
+    streams = find_streams(model, images, None)
+    assert all(streams.transforms([kind]) == [] for kind in LETTER if kind != "parallel")
+    assert streams.transforms(["parallel"]) == [(0, 1)]
+    sequential = model_of(lambda self, x: self.m(x + self.a(x)), a=Linear(), m=pointwise())
+    assert find_streams(sequential, images, None).transforms(["attention"]) == [(0, 1)]
+
+
+# --- corrections
+
+
+def test_kinds_and_stages_can_be_corrected(images):
+    model = small_model()
+    found = units(model, images)
+    module = found[1].module
+    corrected = units(model, images, kinds={0: "attention", module: "blur"}, stages={len(found) - 1: 5})
+    assert [unit.kind for unit in corrected[:2]] == ["attention", "blur"]
+    assert set(corrected[1].kinds) == {"blur"}
+    assert [unit.stage for unit in corrected] == [*(unit.stage for unit in found[:-1]), 5]
+    assert [(u.module, u.branch, u.before, u.after) for u in corrected] == [
+        (u.module, u.branch, u.before, u.after) for u in found
+    ]
+    assert [proof for _, proof in check(model, images, corrected)] == proofs(model, images)
+    assert units(model, images, kinds={module: "conv", 1: "mlp"})[1].kind == "mlp"  # an index is more specific
+    assert units(model, images, at=[module], kinds={0: "other"})[0].kind == "other"
+
+
+@pytest.mark.parametrize(
+    ("corrections", "sentence"),
+    [
+        ({"kinds": {9: "conv"}}, r"kinds: the model has \d units, counted from 0, and no unit 9"),
+        ({"kinds": {-1: "conv"}}, "no unit -1"),
+        ({"kinds": {"no.such": "conv"}}, "kinds: the model has no unit of the module 'no.such'"),
+        ({"kinds": {0: "atention"}}, "did you mean attention"),
+        ({"stages": {9: 0}}, "stages: the model has"),
+        ({"stages": {0: "first"}}, "stages has 'first'; a stage is a whole number, counted from 0"),
+    ],
+)
+def test_a_correction_of_nothing_is_refused(corrections, sentence, images):
+    with pytest.raises(UserError, match=sentence):
+        units(small_model(), images, **corrections)
+
+
+def test_a_file_corrects_units_on_the_command_line(run, tmp_path):
+    file, words = tmp_path / "as.toml", ("units", TINY_ALTERNATING, "--no-pretrained", "--as")
+    module = next(line.split()[3] for line in run(*words[:-1])[1].splitlines() if line.startswith("1 "))
+    file.write_text(f'[kinds]\n0 = "mlp"\n{module} = "blur"\n[stages]\n2 = 2\n')  # a name with dots, without quotes
+    code, out, _ = run(*words, file)
+    assert (code, out.splitlines()[0]) == (0, f"{TINY_ALTERNATING}: m b a")
+    for text, sentence in {
+        "[kinds]\n9 = 'conv'": "no unit 9",
+        "[kinds]\n0 = 3": "kinds has 3",
+        "[kind]\n0 = 'conv'": "has 'kind'; it may have the tables [kinds] and [stages]",
+        "kinds = 3": "has 'kinds'",
+        "[kinds": "as.toml",
+    }.items():
+        file.write_text(text)
+        code, _, err = run(*words, file)
+        assert code == 2
+        assert sentence in err
+        assert err.count("\n") == 1
+    assert run(*words, tmp_path / "missing")[0] == 2
+
+
+# --- the stem
+
+
+class Shortcuts(nn.Module):
+    """The usual ResNet for CIFAR: rectifiers are functions, a shortcut is an empty sequence or a projection."""
+
+    def __init__(self, project):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.layer1 = nn.Sequential(*(Rectified(conv()) for _ in range(2)))
+        for block in self.layer1:
+            block.forward = lambda x, block=block: F.relu(block.shortcut(x) + block.branch(x))
+        for k, block in enumerate(self.layer1):
+            block.shortcut = nn.Sequential(*[nn.Conv2d(4, 4, 1)][k if project else 1 :])
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.linear(self.layer1(F.relu(self.bn1(self.conv1(x)))).mean((2, 3)))
+
+
+def vit(**arguments):
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=1, **arguments)
+
+
+STEMS = {
+    "CIFAR ResNet": (lambda: Shortcuts(False), "bn1"),
+    "CIFAR ResNet, projected": (lambda: Shortcuts(True), "bn1"),
+    "torchvision ResNet": (tv.resnet18, "maxpool"),
+    "torchvision ResNet, projected": (tv.resnet50, "maxpool"),
+    "timm ResNet": (lambda: timm.create_model("resnet26"), "maxpool"),
+    "ViT": (vit, "patch_embed"),
+    "ViT with a norm before": (lambda: vit(pre_norm=True), "norm_pre"),
+    "Swin": (
+        lambda: timm.create_model("swin_tiny_patch4_window7_224", img_size=64, window_size=4, depths=(1, 1)),
+        "patch_embed",
+    ),
+    "torchvision ConvNeXt": (tv.convnext_tiny, "features.0"),
+}
+
+
+@pytest.mark.parametrize("name", STEMS)
+def test_the_stem_is_named_by_the_module_that_computes_it(name):
+    """Not by a shortcut that passes it on.  A function may still act on it: rectify it, or add positions."""
+    make, module = STEMS[name]
+    side = 32 if "ViT" in name or "CIFAR" in name else 64
+    model, images = make().eval(), torch.randn(1, 3, side, side)
+    first, *_ = units(model, images)
+    assert first.source == module
+    rows = [row for row, _, _ in find_streams(model, images, None).rows()]
+    assert (rows[0]["kind"], rows[0]["module"]) == ("stem", module)
+
+
+# --- lists of feature maps, compiled models
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
+def test_units_before_any_of_several_feature_maps_are_found(name):
+    """``features_only``: the word is that of the classifier, and timm's maps are among the streams."""
+    side = 224 if "vit" in name else 64
+    images = torch.randn(1, 3, side, side)
+    torch.manual_seed(0)
+    features, classifier = timm.create_model(name, features_only=True).eval(), timm.create_model(name)
+    found = units(features, images)
+    assert spell(found) == spell(units(classifier, images))
+    assert False not in proofs(features, images)
+    if name in {"resnet18", "convnext_atto"}:  # the last unit is the last call
+        maps = feature_maps(features, images, found)
+        with torch.no_grad():
+            deepest = features(images)[-1]
+        assert any(torch.equal(deepest, map_) for map_ in maps)
+
+
+def test_a_compiled_model_is_analysed_through_the_module_inside(images):
+    """The same units, proofs and numbers, names without a prefix, and nothing is compiled; afterwards it is compiled again."""
+    model, compilations = small_model(), []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend)
+    assert units(compiled, images) == units(model, images)
+    assert proofs(compiled, images) == proofs(model, images)
+    (unit, *_) = units(model, images)
+    with torch.no_grad():
+        with without(model, unit):
+            expected = model(images)
+        with without(compiled, unit):
+            torch.testing.assert_close(compiled(images), expected)
+    a, b = (fourier(network, [images, images], resamples=20) for network in (model, compiled))
+    assert a.model == b.model
+    assert repr(a.rows()) == repr(b.rows())
+    with pytest.raises(UserError, match="did you mean"):
+        units(compiled, images, at=["stemm"])
+    assert not compilations
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), model(images))
+    assert compilations

@@ -72,7 +72,7 @@ MODELS = {
     "vit registers": (am(3), timm_model("vit_tiny_patch16_224", img_size=32, depth=3, reg_tokens=4), 32),
     "vit 2 in parallel": (am(3), timm_model("vit_small_patch16_18x2_224", img_size=32, depth=3), 32),
     "vit all in parallel": (  # attention and MLP of a block are added in one sum: one unit
-        "aaa",
+        "ppp",
         timm_model("vit_tiny_patch16_224", img_size=32, depth=3, block_fn=ParallelScalingBlock),
         32,
     ),

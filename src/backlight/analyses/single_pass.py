@@ -25,7 +25,7 @@ from backlight.tracing.find import units
 from backlight.tracing.hooks import reading
 from backlight.tracing.layout import grid
 from backlight.tracing.tap import Tap, Unit, stream_taps
-from backlight.tracing.trace import evaluating
+from backlight.tracing.trace import evaluating, inside
 
 R_co = TypeVar("R_co", bound=Result, covariant=True)
 
@@ -49,7 +49,7 @@ class Streams:
         """The first columns of a row, and the indices of the taps before and after: for the stem (unit -1), then each unit."""
         stem = self.before(self.units[0])
         if stem is not None:
-            yield {"unit": -1, "kind": "stem", "stage": 0, "module": self.taps[stem].module}, None, stem
+            yield {"unit": -1, "kind": "stem", "stage": 0, "module": self.units[0].source or self.taps[stem].module}, None, stem
         for unit in self.units:
             after = self.after(unit)
             if after is not None:
@@ -125,7 +125,7 @@ def single_pass(
     seconds = time.perf_counter() - started
     return [
         reducer.result(
-            name or type(model).__name__,
+            name or type(inside(model)).__name__,
             provenance(
                 model, data, images=count, resamples=resamples, seed=seed, at=list(at) if at else None, **asdict(settings)
             )

@@ -30,6 +30,7 @@ KIND_SIGN = {
     "conv": ("c", "square", "■"),
     "mlp": ("m", "diamond", "◆"),
     "blur": ("b", "triangle-up", "▲"),
+    "parallel": ("p", "cross", "✚"),
     "other": ("o", "hexagon2", "⬢"),
     "stem": ("", "circle-open", "○"),
 }

@@ -9,8 +9,10 @@ from itertools import groupby, pairwise
 
 from backlight.results.result import Row
 
-SINGULAR = {"attention": "attention", "conv": "convolution", "mlp": "MLP", "blur": "blur", "other": "other unit"}
-PLURAL = {"attention": "attentions", "conv": "convolutions", "mlp": "MLPs", "blur": "blurs", "other": "other units"}
+SINGULAR = {"attention": "attention", "conv": "convolution", "mlp": "MLP", "blur": "blur"} | {
+    kind: f"{kind} unit" for kind in ("parallel", "other")
+}
+PLURAL = {kind: f"{word}s" for kind, word in SINGULAR.items()}
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 

@@ -10,15 +10,16 @@ projection and nothing bypasses the sum.  The words stream and branch are big_vi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from backlight.errors import UserError, did_you_mean
 from backlight.tracing.layout import SHAPE
-from backlight.tracing.tap import Tap, Unit
-from backlight.tracing.trace import NEUTRAL, SUM, Call, Trace, evaluating, record_calls
+from backlight.tracing.tap import LETTER, Tap, Unit
+from backlight.tracing.trace import NEUTRAL, SUM, Call, Trace, evaluating, inside, record_calls
 
 #: A rectifier after the sum belongs to the unit (the paper reads ResNets there).  It is idempotent: with the branch at zero, a
 #: rectified stream stays as it was.  Other activation functions change it, so the stream is read before them.
@@ -37,21 +38,67 @@ HOMOGENEOUS = SHAPE | NEUTRAL | {
 
 FUSED_ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward", "_native_multi_head_attention"}
 LAYERS = ("linear", "conv")
+JOIN = {"cat", "stack", "concat"}
 RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 
-def units(model: nn.Module, images: Tensor, *, at: Sequence[str] | None = None) -> list[Unit]:
+def units(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    at: Sequence[str] | None = None,
+    kinds: Mapping[int | str, str] | None = None,
+    stages: Mapping[int | str, int] | None = None,
+) -> list[Unit]:
     """The residual units of a model in order of depth; or, with ``at``, the modules of these paths as if they were units.
 
     Shapes: images (B, C, H, W); one or two are enough.  A model without residual sums gives an empty list.
     The units hold the layout of the maps for images of this size; find them again for another size.
-    Errors: UserError if a path of ``at`` names no module or one that does not run.
+    ``kinds`` and ``stages`` correct what was found: index of a unit, or its module -> kind, or stage.  A module stands for
+    every unit that has it.
+    Errors: UserError if a path of ``at`` names no module or one that does not run, or if a correction names no unit or gives
+    no kind or stage.
     """
     with evaluating(model):
         if at is not None:
             _refuse_unknown(model, at)
         trace = record_calls(model, images)
-    return _named(trace, at) if at is not None else _residual(trace)
+    model_units = _named(trace, at) if at is not None else _residual(trace)
+    return _corrected(model_units, kinds or {}, stages or {})
+
+
+def _corrected(model_units: list[Unit], kinds: Mapping[int | str, str], stages: Mapping[int | str, int]) -> list[Unit]:
+    """The units with the kinds and stages that the user gives."""
+    new_kinds, new_stages = _by_index("kinds", model_units, kinds), _by_index("stages", model_units, stages)
+    for kind in new_kinds.values():
+        if kind not in list(LETTER):
+            raise UserError(f"kinds has {kind!r}; a kind is one of {', '.join(LETTER)}{did_you_mean(str(kind), LETTER)}")
+    for stage in new_stages.values():
+        if type(stage) is not int or stage < 0:
+            raise UserError(f"stages has {stage!r}; a stage is a whole number, counted from 0")
+    result = []
+    for unit in model_units:
+        kind = new_kinds.get(unit.index)
+        branches = {"kind": kind, "kinds": (kind,) * len(unit.branch)} if kind and kind != unit.kind else {}
+        result.append(replace(unit, stage=new_stages.get(unit.index, unit.stage), **branches))
+    return result
+
+
+def _by_index(what: str, model_units: list[Unit], corrections: Mapping[int | str, Any]) -> dict[int, Any]:
+    """Corrections by the index of their unit.  An index is more specific than a module, so it counts."""
+    modules = {unit.module: [u.index for u in model_units if u.module == unit.module] for unit in model_units}
+    by_module: dict[int, Any] = {}
+    by_number: dict[int, Any] = {}
+    for key, value in corrections.items():
+        if key in modules:
+            by_module |= dict.fromkeys(modules[str(key)], value)
+        elif type(key) is int and 0 <= key < len(model_units):
+            by_number[key] = value
+        elif isinstance(key, str):
+            raise UserError(f"{what}: the model has no unit of the module {key!r}{did_you_mean(key, modules)}")
+        else:
+            raise UserError(f"{what}: the model has {len(model_units)} units, counted from 0, and no unit {key!r}")
+    return by_module | by_number
 
 
 @dataclass(frozen=True)
@@ -71,22 +118,90 @@ def _residual(trace: Trace) -> list[Unit]:
     result = []
     for index, (one, stage) in enumerate(zip(sums, _stages(trace.calls[one.cut] for one in sums), strict=True)):
         end = _rectified(trace, one)
-        taps_of_branches = [_outputs(trace, i, one.fork) or _function_result(trace, i) for i in one.branches]
-        complete = all(taps_of_branches)
+        kind, branch = _branch(trace, one)
         result.append(
             Unit(
                 index=index,
-                kind=_kind(trace.calls, one.body),
+                kind=kind,
                 stage=stage,
                 module=_module(trace, one.body),
                 shape=trace.calls[end].shape[1:],
                 before=_tap(trace, one.fork),
                 after=_tap(trace, end) or _tap(trace, one.cut),
-                branch=tuple(dict.fromkeys(tap for taps in taps_of_branches for tap in taps)) if complete else (),
+                branch=tuple(branch),
                 identity=one.identity and (end == one.cut or _is_rectified(trace, one.fork)),
+                kinds=tuple(branch.values()),
+                source=_source(trace, one.fork),
             )
         )
     return result
+
+
+def _branch(trace: Trace, one: _Sum) -> tuple[str, dict[Tap, str]]:
+    """The kind of a unit, and its outputs with the kind of each; no outputs if a branch has none.
+
+    If branches have different kinds, each has outputs of its own where the modules return them.
+    """
+    terms = dict.fromkeys(term for i in one.branches for term in _terms(trace, i, one.fork))
+    kinds = _kinds(trace, one, tuple(terms))
+    if len(set(kinds.values())) < 2:
+        kind = _kind(trace.calls, one.body)
+    else:
+        kind = "parallel"
+        separate = {tap: kinds.get(i, kind) for i in terms for tap in _outputs(trace, i, one.fork) or ()}
+        crossed = any(_projects_parts(trace, i) for i in one.body)  # its bias is added even if the parts are zero
+        if not crossed and all(_outputs(trace, i, one.fork) for i in terms):
+            return kind, separate
+    taps = [_outputs(trace, i, one.fork) or _function_result(trace, i) for i in one.branches]
+    return kind, {tap: kind for each in taps for tap in each} if all(taps) else {}
+
+
+def _kinds(trace: Trace, one: _Sum, terms: tuple[int, ...]) -> dict[int, str]:
+    """The kinds of the terms that run side by side; none of them is computed from another.
+
+    A term without a nonlinear call that acts at each position alone is not a branch of another kind: beside a convolution
+    it is the middle of its kernel (RepVGG), beside an attention it is a second value matrix.
+    """
+    paths = {i: trace.between(one.fork, i) & one.body for i in terms}
+    paths = {i: path for i, path in paths.items() if path and not any(i in paths[j] for j in terms if j != i)}
+    shared = set.intersection(*paths.values()) if len(paths) > 1 else set()
+    kinds = {}
+    for i, path in paths.items():
+        kind = _kind(trace.calls, path - shared)
+        if kind not in {"mlp", "other"} or any(trace.calls[k].name in NONLINEAR for k in path - shared):
+            kinds[i] = _kind(trace.calls, path) if kind == "other" else kind  # its layers are joined with those of the others
+    return kinds
+
+
+def _terms(trace: Trace, i: int, fork: int) -> tuple[int, ...]:
+    """The calls that call ``i`` adds up or joins, also where the sum is scaled, moved or projected as a whole."""
+    call = trace.calls[i]
+    if i <= fork:
+        return ()
+    if call.summands:
+        parts = call.summands
+    elif call.name in JOIN or (call.name in HOMOGENEOUS and len(call.parents) == 1) or _projects_parts(trace, i):
+        parts = call.parents
+    else:
+        return (i,)
+    terms = tuple(dict.fromkeys(term for part in parts for term in _terms(trace, part, fork)))
+    return terms if len(terms) > 1 else (i,)
+
+
+def _projects_parts(trace: Trace, i: int) -> bool:
+    """Whether call ``i`` is a linear layer of a concatenation, which is a sum of linear layers, one of each part."""
+    call = trace.calls[i]
+    return call.name == "linear" and len(call.parents) == 1 and trace.calls[call.parents[0]].name in JOIN
+
+
+def _source(trace: Trace, i: int) -> str:
+    """The outermost module that computed and returned call ``i``, not one that only passed it on; else of its operands."""
+    while i:
+        returned = [run for j in _same_values(trace, i) for run in trace.calls[j].returned]
+        if computed := [module for module, time in returned if trace.spans[module, time][0] <= i]:
+            return computed[-1]
+        i = max(trace.calls[i].parents)
+    return ""
 
 
 def _named(trace: Trace, at: Sequence[str]) -> list[Unit]:
@@ -248,14 +363,19 @@ def _tap(trace: Trace, i: int) -> Tap | None:
 
     A tap where it is a map is preferred, then a module that runs once in a pass; else it is the function's result.
     """
-    reshaped, todo = [], [i]
-    while todo:
-        j = todo.pop(0)
-        reshaped.append(j)
-        todo += [k for k in trace.readers[j] if trace.calls[k].name in SHAPE | NEUTRAL]
-    taps = [tap for j in reshaped for tap in _module_taps(trace.calls[j])]
+    taps = [tap for j in _same_values(trace, i) for tap in _module_taps(trace.calls[j])]
     best = min(taps, key=lambda tap: (tap.layout is None, trace.times_called[tap.module] > 1), default=None)
     return best or _function_tap(trace.calls[i])
+
+
+def _same_values(trace: Trace, i: int) -> list[int]:
+    """Call ``i`` and the calls that only give its result another shape."""
+    calls, todo = [], [i]
+    while todo:
+        j = todo.pop(0)
+        calls.append(j)
+        todo += [k for k in trace.readers[j] if trace.calls[k].name in SHAPE | NEUTRAL]
+    return calls
 
 
 def _module_taps(call: Call) -> list[Tap]:
@@ -285,7 +405,7 @@ def _outputs(trace: Trace, i: int, fork: int) -> tuple[Tap, ...] | None:
         return (min(outputs, key=lambda tap: trace.times_called[tap.module] > 1),)
     if call.name in HOMOGENEOUS and call.parents:
         return next((taps for p in call.parents if (taps := _outputs(trace, p, fork))), None)
-    if call.name in SUM | {"cat", "stack", "concat"}:
+    if call.name in SUM | JOIN:
         parts = [_outputs(trace, p, fork) for p in call.parents]
         return tuple(dict.fromkeys(tap for part in parts for tap in part or ())) if all(parts) else None
     return None
@@ -293,7 +413,7 @@ def _outputs(trace: Trace, i: int, fork: int) -> tuple[Tap, ...] | None:
 
 def _refuse_unknown(model: nn.Module, at: Sequence[str]) -> None:
     """Errors: UserError for a path that names no module, with a similar one."""
-    known = {name for name, _ in model.named_modules() if name}
+    known = {name for name, _ in inside(model).named_modules() if name}
     for path in at:
         if path not in known:
             raise UserError(f"at={path!r}: the model has no module of this name{did_you_mean(path, known)}")

@@ -14,7 +14,7 @@ from backlight.errors import UserError
 from backlight.inputs import tensors
 from backlight.tracing.layout import grid
 from backlight.tracing.tap import Tap, Unit
-from backlight.tracing.trace import evaluating, plain_attention, visiting, zeroed
+from backlight.tracing.trace import evaluating, inside, plain_attention, visiting, zeroed
 
 
 @contextmanager
@@ -37,8 +37,8 @@ def reading(model: nn.Module, taps: Sequence[Tap], visit: Callable[[int, Tensor]
             raise RuntimeError(f"the model did not run {', '.join(missing)} in this pass; find its units again")
 
     with visiting(model, [(tap.module, tap.side) for tap in taps], visit_tap):
-        start = model.register_forward_pre_hook(lambda *_: visited.clear())
-        end = model.register_forward_hook(verify)
+        start = inside(model).register_forward_pre_hook(lambda *_: visited.clear())
+        end = inside(model).register_forward_hook(verify)
         try:
             yield model
         finally:
@@ -97,10 +97,10 @@ def check(model: nn.Module, images: Tensor, units: Sequence[Unit]) -> Iterator[t
     Errors: RuntimeError if the model's output afterwards is not bit-identical to the output before.
     """
     with evaluating(model), torch.no_grad(), plain_attention():
-        output = next(tensors(model(images))).clone()
+        outputs = [tensor.clone() for tensor in tensors(model(images))]
         for unit in units:
             yield unit, _restores_stream(model, images, unit)
-        if not torch.equal(next(tensors(model(images))), output):
+        if not all(map(torch.equal, tensors(model(images)), outputs)):
             raise RuntimeError("the model's output changed while its units were checked")
 
 

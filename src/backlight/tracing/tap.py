@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from backlight.tracing.layout import Layout
 
-LETTER = {"attention": "a", "conv": "c", "mlp": "m", "blur": "b", "other": "o"}
+LETTER = {"attention": "a", "conv": "c", "mlp": "m", "blur": "b", "parallel": "p", "other": "o"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Unit:
     """A residual unit: ``after = before + branch``."""
 
     index: int
-    kind: str  # attention | conv | mlp | blur | other
+    kind: str  # attention | conv | mlp | blur | parallel (a sum of branches of different kinds) | other
     stage: int  # units of one resolution, counted from 0
     module: str  # the module that holds the branch's weights
     shape: tuple[int, ...]  # of the stream after it, without the axis of images
@@ -42,10 +42,22 @@ class Unit:
     after: Tap | None  # the stream after it
     branch: tuple[Tap, ...]  # the outputs that add up to its branch; empty: no module or function returns it
     identity: bool  # the skip connection is the identity
+    kinds: tuple[str, ...] = ()  # of each output in ``branch``
+    source: str = ""  # the module that computes the stream it reads; empty: none, or a unit of ``units(at=...)``
 
     def __str__(self) -> str:
         """As sentences and provenance name it."""
         return f"unit {self.index} ({self.module})"
+
+    def only(self, kind: str) -> Unit:
+        """The unit with its branches of one kind: ``without(model, unit.only("mlp"))`` removes the MLP of a parallel unit.
+
+        After it the stream is not as before the unit, so ``identity`` is False unless these are all of its branches.
+        """
+        pairs = zip(self.branch, self.kinds, strict=True)
+        branch = tuple(tap for tap, each in pairs if each == kind)
+        complete = branch == self.branch
+        return replace(self, kind=kind, branch=branch, kinds=(kind,) * len(branch), identity=self.identity and complete)
 
 
 def spell(units: Sequence[Unit]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -101,17 +101,36 @@ class Trace:
 
 
 def record_calls(model: nn.Module, images: Tensor) -> Trace:
-    """Run ``model`` on ``images`` once and record its calls.  The model stays as it was."""
+    """Run ``model`` on ``images`` once and record its calls.  The model stays as it was.
+
+    If the output is a list of feature maps (timm's ``features_only``), the trace ends in a call that reads them all.
+    """
+    model = inside(model)
     recorder = Recorder(model, images)
     handles = recorder.hooks(model)
     try:
-        with plain_attention(), torch.no_grad(), recorder:
+        with eager(model), plain_attention(), torch.no_grad(), recorder:
             output = model(images)
     finally:
         for handle in handles:
             handle.remove()
-    last = next((recorder.made[id(t)] for t in tensors(output) if id(t) in recorder.made), 0)
+    outputs = [recorder.made[id(t)] for t in tensors(output) if id(t) in recorder.made]
+    last = next(iter(outputs), 0)
+    if len(set(outputs)) > 1 and all(len(recorder.calls[i].shape) > 3 for i in outputs):
+        last = len(recorder.calls)
+        recorder.calls.append(Call("outputs", tuple(dict.fromkeys(outputs))))
     return Trace(recorder.calls, last, recorder.spans, dict(recorder.times))
+
+
+def inside(model: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` wrapped; or the model itself.  They share their modules and parameters."""
+    return getattr(model, "_orig_mod", model)
+
+
+def eager(model: nn.Module) -> AbstractContextManager[Any]:
+    """Within the block, what ``torch.compile`` compiled runs without compilation, so hooks neither break nor recompile it."""
+    compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()  # the stance takes seconds to import
 
 
 @contextmanager
@@ -127,11 +146,12 @@ def plain_attention() -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the block the model is in evaluation mode; after it each module has its former mode."""
+    """Within the block the model is in evaluation mode and not compiled; after it each module has its former mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        yield model
+        with eager(model):
+            yield model
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -150,6 +170,7 @@ def visiting(
     Calls of each point are counted from 0 in every pass.  If ``visit`` returns something for an output, it replaces the
     output.  ``first``: before all other hooks.
     """
+    inner = inside(model)
     calls: Counter[tuple[str, str]] = Counter()
     functions = {name for name, side in points if side == "function"}
 
@@ -158,17 +179,17 @@ def visiting(
         with torch._C.DisableTorchFunction():  # calls that ``visit`` makes are not calls of the model
             return visit((*point, calls[point] - 1), value)
 
-    handles: list[Any] = [model.register_forward_pre_hook(lambda *_: calls.clear(), prepend=True)]
+    handles: list[Any] = [inner.register_forward_pre_hook(lambda *_: calls.clear(), prepend=True)]
     try:
         for point in dict.fromkeys(point for point in points if point[1] != "function"):
-            module = model.get_submodule(point[0])
+            module = inner.get_submodule(point[0])
             if point[1] == "output":
                 leave = lambda module, args, out, point=point: count_and_visit(point, out)  # noqa: E731
                 handles.append(module.register_forward_hook(leave, prepend=first))
             else:
                 enter = lambda module, args, kwargs, point=point: count_and_visit(point, (args, kwargs))  # noqa: E731
                 handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=first))
-        with plain_attention(), _Functions(functions, count_and_visit) if functions else nullcontext():
+        with eager(model), plain_attention(), _Functions(functions, count_and_visit) if functions else nullcontext():
             yield
     finally:
         for handle in handles:
@@ -284,7 +305,7 @@ class Recorder(TorchFunctionMode):
     def hooks(self, model: nn.Module) -> list[Any]:
         """Handles of the hooks that record which modules receive and return what; the caller removes them."""
         handles: list[Any] = []
-        for name, module in model.named_modules():
+        for name, module in inside(model).named_modules():
             if name:
                 handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True, prepend=True))
                 handles.append(module.register_forward_hook(self._leave(name), with_kwargs=True))
