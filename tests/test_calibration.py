@@ -18,6 +18,7 @@ from backlight.errors import UserError
 from backlight.numerics.bootstrap import counts, statistic_interval
 from backlight.numerics.calibration import (
     Scores,
+    debiased_ece,
     ece_of_points,
     reliability,
     scores,
@@ -236,6 +237,44 @@ def test_the_interval_of_ece_includes_the_estimate(n, classes, bins, seed):
     assert (interval.low[[0, 2]] >= 0).all()
 
 
+def simulated(n, excess, simulations=60):
+    """Confidences and correctness of a model that is right ``excess`` less often than it says."""
+    generator = np.random.default_rng(1)
+    confidence = generator.uniform(0.4, 1, (simulations, n))
+    return confidence, (generator.random((simulations, n)) < confidence - excess).astype(float)
+
+
+@pytest.mark.parametrize(("n", "excess"), [(200, 0), (200, 0.03), (500, 0.05)])
+def test_the_debiased_ece_is_nearer_to_the_true_one(n, excess):
+    """The true ECE is the excess, as it is the same in every bin."""
+    confidence, correct = simulated(n, excess)
+    plain = ece_of_points(confidence, correct, 15, 2, 0).value
+    value, low, high = np.transpose([debiased_ece(c, y, 15, 200, 0) for c, y in zip(confidence, correct, strict=True)])
+    assert abs(value.mean() - excess) < abs(plain.mean() - excess)
+    assert ((low <= excess) & (excess <= high)).mean() > (0.92 if excess == 0 else 0.8)
+    assert ((low <= value) & (value <= high)).all()
+
+
+def test_the_debiased_ece_of_a_calibrated_model_may_be_zero_and_of_another_may_not():
+    confidence = np.full(100, 0.75)
+    assert debiased_ece(confidence, np.arange(100) % 4 != 0, 10, 100, 0).low == 0
+    assert debiased_ece(confidence, np.arange(100) % 4 == 0, 10, 100, 0).low > 0.35
+    assert np.isnan(debiased_ece(confidence[:1], confidence[:1], 10, 100, 0)).all()
+
+
+def test_proportions_have_the_intervals_of_proportions():
+    """20 of 20 correct and certain: the bootstrap would say 100% to 100%.  Unc-90 counts no image."""
+    logits, labels = 50 * torch.eye(10, dtype=torch.float64)[torch.arange(20) % 10], torch.arange(20) % 10
+    result = calibration(Echo(), [(logits[..., None, None], labels)])
+    rows = {row["metric"]: row for row in result.rows()}
+    for metric in ("accuracy", "top5", "acc_90", "freq_90"):
+        assert [rows[metric][end] for end in ("value", "low", "high")] == pytest.approx([1, 0.025 ** (1 / 20), 1])
+    assert math.isnan(rows["unc_90"]["low"])
+    _, accuracy, share = result.arrays["reliability"][:, :, -1].T
+    assert accuracy == pytest.approx([1, 0.025 ** (1 / 20), 1])
+    assert share == pytest.approx([1, 0.025 ** (1 / 20), 1])
+
+
 @pytest.mark.parametrize("entries", [1, 10**6])
 def test_ece_of_many_points_equals_that_of_each_point(monkeypatch, entries):
     monkeypatch.setattr("backlight.numerics.calibration.ENTRIES_AT_ONCE", entries)
@@ -271,7 +310,9 @@ def test_the_analysis_returns_the_metrics():
     logits, labels = classified(60, 10)
     result = calibration(Echo(), batches(logits[:, :, None, None].float(), 16, labels), resamples=50)
     known = measured(logits.float(), labels)
-    assert {row["metric"]: row["value"] for row in result.rows()} == pytest.approx(known)
+    rows = {row["metric"]: row["value"] for row in result.rows()}
+    assert 0 <= rows.pop("ece_debiased") < rows["ece"]
+    assert rows == pytest.approx(known)
     assert result.provenance["images"] == 60
     assert result.arrays["reliability"].shape == (3, 3, 10)
     diagram = reliability(scores(logits.float(), labels), np.ones(60), bins=10)
@@ -504,3 +545,12 @@ def test_the_page_shows_scaling_in_a_tab():
     rows = {name: cells for name, _, cells in SECTION.metrics([plain, scaled]).rows}
     assert rows["Temperature"][0] == "–"
     assert "[" in rows["Temperature"][1]
+
+
+def test_the_excess_of_ece_is_what_resampling_adds():
+    """The closed form against the mean ECE of many resamples."""
+    confidence, correct = (x[0] for x in simulated(300, 0.05, 1))
+    plain = ece_of_points(confidence[None], correct[None], 10, 2, 0).value[0]
+    gaps = np.where(np.ceil(10 * confidence)[:, None] == np.arange(1, 11), (confidence - correct)[:, None], 0)
+    resampled = np.concatenate([np.abs(w @ gaps).sum(1) / 300 for w in counts(300, 5000, 1)])
+    assert debiased_ece(confidence, correct, 10, 20, 0).value == pytest.approx(2 * plain - resampled.mean(), abs=1e-3)

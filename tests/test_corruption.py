@@ -2,7 +2,9 @@
 
 import importlib.util
 import random
+import tomllib
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +21,7 @@ from backlight.analyses.calibration import calibration
 from backlight.analyses.corruption import corruption
 from backlight.analyses.corruption.corrupted_images import computed_ahead
 from backlight.analyses.corruption.measure import ALEXNET
+from backlight.cli import doctor
 from backlight.data.corruption_names import COMMON, EXTRA, NAMES, SEVERITIES
 from backlight.data.corruption_strengths import STRENGTHS
 from backlight.data.corruptions import CORRUPTIONS, corrupted, elastic_transform, frost, frost_photo, glass_blur
@@ -360,7 +363,9 @@ def test_changes_are_paired_over_images():
     rows = by_condition(corruption(Brightness(), Data(pixels, labels, 40), corruptions=["gaussian_noise"], severities=[1]))
     row = rows["gaussian_noise", 1]
     assert row["accuracy_high"] - row["accuracy_low"] > 0.2
-    assert row["accuracy_change_low"] == row["accuracy_change_high"] == 0
+    assert row["accuracy_change"] == 0
+    assert row["accuracy_change_high"] == pytest.approx(1.96**2 / (40 + 1.96**2), rel=1e-4)  # Tango's; no image changes
+    assert row["accuracy_change_low"] == -row["accuracy_change_high"]
     for row in rows.values():
         for metric in ("accuracy", "nll", "ece", "accuracy_change", "nll_change", "ece_change"):
             assert row[f"{metric}_low"] <= row[metric] <= row[f"{metric}_high"]
@@ -583,10 +588,33 @@ def test_a_missing_library_is_one_sentence(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     pixels, labels = dark_and_bright(4, 8)
     with pytest.raises(Unavailable, match=r"frost needs the library imagecorruptions.*backlight\[corruptions\]"):
-        corruption(Brightness(), Data(pixels, labels, 4))
+        corruption(Brightness(), Data(pixels, labels, 4), corruptions=["fog", "frost"])
     with pytest.raises(Unavailable, match="spatter needs the library cv2"):
         corruption(Brightness(), Data(pixels, labels, 4), corruptions=["spatter"])
     corruption(Brightness(), Data(pixels, labels, 4), corruptions=["fog"], severities=[1], resamples=2)
+
+
+def test_without_the_extra_the_default_is_the_other_fourteen(monkeypatch):
+    pixels, labels = dark_and_bright(4, 8)
+    settings = {"severities": [1], "resamples": 2}
+    fourteen = [name for name in COMMON if name != "frost"]
+    named = corruption(Brightness(), Data(pixels, labels, 4), corruptions=fourteen, **settings)
+    assert named.provenance["settings"]["left_out"] == ""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match=r"left out: frost: its photographs need pip install 'backlight\[corruptions\]'"):
+        default = corruption(Brightness(), Data(pixels, labels, 4), **settings)
+    assert str(default.table) == str(named.table)
+    assert default.provenance["settings"]["corruptions"] == named.provenance["settings"]["corruptions"]
+    assert default.provenance["settings"]["left_out"].startswith("frost")
+
+
+def test_the_doctor_says_what_each_extra_is_for_and_how_to_get_it(monkeypatch):
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    said = doctor.findings()
+    assert said["imagecorruptions"] == "the corruptions frost and spatter: missing, pip install 'backlight[corruptions]'"
+    assert {extra for extra, _ in doctor.EXTRAS.values()} == set(project["optional-dependencies"])
+    assert all(extra in said[package] and purpose in said[package] for package, (extra, purpose) in doctor.EXTRAS.items())
 
 
 def test_a_wrong_folder_is_one_sentence(tmp_path):

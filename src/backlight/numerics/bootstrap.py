@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
+#: The least variance of a resample, as a share of that of the images, when its mean is studentised.  Without it, a resample of
+#: equal images has an infinite score.
+LEAST_VARIANCE = 0.01
 #: Resamples drawn at once: memory is this many times the number of images.
 CHUNK = 32
 
@@ -41,6 +44,34 @@ def mean_interval(samples: Array, *, resamples: int = 1000, seed: int = 0, level
     tail = (1 - level) / 2
     low, high = np.quantile(deviations, [tail, 1 - tail], axis=0)
     return Interval(value.reshape(shape), (value + low).reshape(shape), (value + high).reshape(shape))
+
+
+def skewed_mean_interval(samples: Array, *, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+    """The mean over images of a skewed number, such as NLL, with its bootstrap-t interval, which is NaN for one image.
+
+    Each resample's deviation is divided by its own standard deviation, because a sample without images from the long tail has
+    both a small mean and a small spread (Hall, "Theoretical Comparison of Bootstrap Confidence Intervals", Annals of Statistics
+    1988).  Shapes: (n, ...) -> (...).
+    """
+    flat = np.asarray(samples, np.float64).reshape(len(samples), -1)
+    shape = np.shape(samples)[1:]
+    value = flat.mean(0)
+    if len(flat) < 2:
+        unknown = np.full(shape, np.nan)
+        return Interval(value.reshape(shape), unknown, unknown)
+    with np.errstate(invalid="ignore"):
+        spread = (flat - value).std(0)
+        standard = (flat - value) / np.where(spread == 0, 1, spread)
+        scores = np.concatenate([_scores(w @ standard, w @ standard**2, len(flat)) for w in counts(len(flat), resamples, seed)])
+        tail = (1 - level) / 2
+        least, most = np.quantile(scores, [tail, 1 - tail], axis=0)
+    return Interval(value.reshape(shape), (value - spread * most).reshape(shape), (value - spread * least).reshape(shape))
+
+
+def _scores(sums: Array, squares: Array, images: int) -> Array:
+    """Means of resamples of standardised numbers, divided by the resamples' standard deviations."""
+    means = sums / images
+    return means / np.sqrt(np.maximum(squares / images - means**2, LEAST_VARIANCE))
 
 
 def statistic_interval(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
+from scipy.special import ndtr
 from torch import Tensor
 
 from backlight.numerics.bootstrap import Interval, basic_interval, counts
@@ -71,27 +72,37 @@ def summary(per_image: Scores, weights: Array, *, bins: int) -> dict[str, float]
     correct = (per_image.prediction == per_image.label).astype(np.float64)
     certain = (confidence > CERTAIN).astype(np.float64)
     total = weights.sum()
-
-    def share(of: Array, among: Array) -> float:
-        denominator = weights @ among
-        return float(weights @ (of * among) / denominator) if denominator else float("nan")
-
-    everything = np.ones_like(correct)
+    proportions = {name: count / among if among else np.nan for name, (count, among) in counted(per_image, weights).items()}
     gaps, mass = calibration_gaps(confidence, correct, weights, np.linspace(0, 1, bins + 1))
     adaptive, adaptive_mass = calibration_gaps(confidence, correct, weights, equal_mass_edges(confidence, weights, bins))
     return {
-        "accuracy": share(correct, everything),
-        "top5": share(per_image.top5, everything),
+        "accuracy": proportions["accuracy"],
+        "top5": proportions["top5"],
         "nll": float(weights @ per_image.nll / total),
         "brier": float(weights @ per_image.brier / total),
         "ece": float(mass @ np.abs(gaps)),
         "signed_ece": float(mass @ gaps),
         "adaptive_ece": float(adaptive_mass @ np.abs(adaptive)),
-        "acc_90": share(correct, certain),
-        "freq_90": share(certain, everything),
-        "unc_90": share(1 - certain, 1 - correct),
+        "acc_90": proportions["acc_90"],
+        "freq_90": proportions["freq_90"],
+        "unc_90": proportions["unc_90"],
         "iou": mean_iou(per_image.label, per_image.prediction, weights),
         "iou_90": mean_iou(per_image.label, per_image.prediction, weights * certain),
+    }
+
+
+def counted(per_image: Scores, weights: Array | None = None) -> dict[str, tuple[float, float]]:
+    """The metrics that are proportions: how many images count, and of how many.  Shapes: weights (n,), by default 1."""
+    correct = (per_image.prediction == per_image.label).astype(np.float64)
+    certain = (per_image.confidence > CERTAIN).astype(np.float64)
+    w = np.ones_like(correct) if weights is None else weights
+    total = float(w.sum())
+    return {
+        "accuracy": (float(w @ correct), total),
+        "top5": (float(w @ per_image.top5), total),
+        "acc_90": (float(w @ (correct * certain)), float(w @ certain)),
+        "freq_90": (float(w @ certain), total),
+        "unc_90": (float(w @ ((1 - certain) * (1 - correct))), float(w @ (1 - correct))),
     }
 
 
@@ -135,6 +146,37 @@ def _ece_of_some_points(confidence: Array, correct: Array, bins: int, resamples:
         return Interval(value, np.full(points, np.nan), np.full(points, np.nan))
     low, high = basic_interval(value, np.concatenate([ece(w) for w in counts(images, resamples, seed)]))
     return Interval(value, np.minimum(value, np.maximum(low, 0)), np.maximum(value, np.minimum(high, 1)))
+
+
+def debiased_ece(confidence: Array, correct: Array, bins: int, resamples: int, seed: int) -> Interval:
+    """ECE less the excess that the noise of n images adds, which is normal in each bin; with its basic interval.
+
+    ECE is a sum of absolute values, so noise can only add to it, as resampling does again.  The lower end is 0 if ECE is not
+    larger than it is when each image is correct with the probability of its confidence (Vaicenavicius et al., "Evaluating model
+    calibration in classification", AISTATS 2019): such a model may be calibrated.  NaN for one image.
+
+    Shapes: (n,), (n,) -> ().
+    """
+    images = len(confidence)
+    if images < 2:
+        return Interval(*np.full(3, np.nan))
+    inside = np.eye(bins)[_bin_of(confidence, np.linspace(0, 1, bins + 1))]  # (n, bins)
+
+    def ece(gaps: Array) -> Array:
+        return np.abs(gaps @ inside).sum(-1) / images
+
+    plain = ece(confidence - correct)
+    resampled = np.concatenate([ece(w * (confidence - correct)) for w in counts(images, resamples, seed)])
+    generator = np.random.default_rng(seed)
+    calibrated = [ece(confidence - (generator.random(images) < confidence)) for _ in range(resamples)]
+    low, high = np.clip(basic_interval(plain, resampled), 0, 1)
+    sums, squares = (confidence - correct) @ inside, np.square(confidence - correct) @ inside
+    deviation = np.sqrt(np.maximum(squares - sums**2 / images, 1e-300))  # of a bin's sum, over resamples
+    score = np.abs(sums) / deviation
+    folded = deviation * np.sqrt(2 / np.pi) * np.exp(-(score**2) / 2) + np.abs(sums) * (1 - 2 * ndtr(-score))
+    value = np.clip(2 * plain - folded.sum() / images, 0, 1)
+    low = np.where(plain <= np.quantile(calibrated, 0.975), 0.0, np.minimum(low, value))
+    return Interval(value, low, np.maximum(high, value))
 
 
 def _bin_of(confidence: Array, edges: Array) -> NDArray[np.intp]:

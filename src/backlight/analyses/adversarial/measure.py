@@ -26,7 +26,8 @@ from backlight.data.normalisation import normalisation_of
 from backlight.devices import device_of
 from backlight.errors import UserError
 from backlight.inputs import checked_labels, image_batches, refuse_other_classes, tensors, to_model
-from backlight.numerics.bootstrap import Interval, mean_interval
+from backlight.numerics.bootstrap import Interval, skewed_mean_interval
+from backlight.numerics.proportions import paired_difference_interval, share_interval
 from backlight.results.claim import Claim, Sign, Verdict
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
@@ -80,7 +81,9 @@ def measure(
     recorded = asdict(settings) | {"epsilons": settings.epsilons_or_default} | asdict(normalisation)
     facts = provenance(model, data, images=images_done, resamples=resamples, seed=seed, **recorded) | {
         "seconds": round(time.perf_counter() - started, 3),
-        "clean": {score: [float(x) for x in summary.interval(summary.scores[0, s])] for s, score in enumerate(SCORES[:2])},
+        "clean": {
+            score: [float(x) for x in summary.interval(score, summary.scores[0, s])] for s, score in enumerate(SCORES[:2])
+        },
         "attackable": int(summary.attackable.sum()),
         "gradient_masking": summary.masking() | {"suspected": any(claim.verdict == "does not hold" for claim in claims)},
     }
@@ -102,9 +105,17 @@ class AttackScores:
         """A score under an attack, epsilons in ascending order.  Shapes: -> (epsilons, n)."""
         return self.scores[1 + ATTACKS.index(attack) :: len(ATTACKS), SCORES.index(score)]
 
-    def interval(self, values: np.ndarray) -> Interval:
-        """The mean over images.  Shapes: (..., n) -> (...)."""
-        return mean_interval(np.moveaxis(values, -1, 0), resamples=self.resamples, seed=self.seed)
+    def interval(self, score: str, values: np.ndarray) -> Interval:
+        """The mean of a score over images.  Shapes: (n,) -> ()."""
+        return share_interval(values) if score == "accuracy" else self._mean(values)
+
+    def change(self, score: str, values: np.ndarray) -> Interval:
+        """The mean change of a score from the clean images.  Shapes: (n,) -> ()."""
+        clean = self.scores[0, SCORES.index(score)]
+        return paired_difference_interval(values, clean) if score == "accuracy" else self._mean(values - clean)
+
+    def _mean(self, values: np.ndarray) -> Interval:
+        return skewed_mean_interval(values, resamples=self.resamples, seed=self.seed)
 
     def table(self) -> list[Row]:
         """A row for each epsilon and attack."""
@@ -114,61 +125,60 @@ class AttackScores:
             for attack in ATTACKS:
                 row: Row = {"attack": attack, "epsilon": epsilon, "norm": self.settings.norm}
                 for score in shown:
-                    row |= columns(score, self.interval(self.of(score, attack)[e]))
-                for s, score in enumerate(SCORES[:2]):
-                    row |= columns(f"{score}_change", self.interval(self.of(score, attack)[e] - self.scores[0, s]))
+                    row |= columns(score, self.interval(score, self.of(score, attack)[e]))
+                for score in SCORES[:2]:
+                    row |= columns(f"{score}_change", self.change(score, self.of(score, attack)[e]))
                 rows.append(row | columns("success", self._success(self.of("success", attack)[e])))
         return rows
 
     def _success(self, reached: np.ndarray) -> Iterable[Any]:
         """Among the images on which an attack can succeed; NaN if there is none."""
-        return self.interval(reached[self.attackable]) if self.attackable.any() else (np.nan, np.nan, np.nan)
+        return share_interval(reached[self.attackable]) if self.attackable.any() else (np.nan, np.nan, np.nan)
 
     def claims(self) -> list[Claim]:
         """Laws of attacks whose gradients work."""
         clean = self.scores[0, 0][None]
         pgd, fgsm, random = (self.of("accuracy", attack) for attack in ("pgd", "fgsm", "random"))
         rise = self._never_positive(
-            np.diff(np.concatenate([clean, pgd]), axis=0),
+            paired_difference_interval(pgd.T, np.concatenate([clean, pgd[:-1]]).T),
             "Accuracy never rises with epsilon.",
             "largest rise of accuracy under PGD from an epsilon to the next (percentage points)",
         )
         steps = self._of_sign(
             "positive",
-            self.of("gain", "pgd").mean(0),
+            self._mean(self.of("gain", "pgd").mean(0)),
             "More steps bring PGD closer to its goal.",
             "loss after the last step less loss after the first, mean over epsilons (nats)",
         )
         stronger = self._never_positive(
-            pgd - fgsm,
+            paired_difference_interval(pgd.T, fgsm.T),
             "PGD is at least as strong as FGSM.",
             "largest excess of the accuracy under PGD over that under FGSM, of all epsilons (percentage points)",
         )
         aimed = self._of_sign(
             "negative",
-            100 * (pgd - random).mean(0),
+            Interval(*(100 * x for x in paired_difference_interval(pgd.mean(0), random.mean(0)))),
             "The gradient harms more than random noise of the same size.",
             "accuracy under PGD less that under random noise, mean over epsilons (percentage points)",
         )
         gradient = self._never_positive(
-            self.without_gradient[None],
+            share_interval(self.without_gradient[:, None]),
             "Every image has a gradient.",
             "share of the images whose gradient is zero everywhere or not finite (%)",
         )
         return [rise, *([steps] if self.settings.steps > 1 else []), stronger, aimed, gradient]
 
-    def _of_sign(self, sign: Sign, values: np.ndarray, statement: str, quantity: str) -> Claim:
-        """The claim that a mean over images has this sign.  Shapes: (n,)."""
-        return Claim.of_sign(sign, self.interval(values), statement=statement, source="Athalye et al. 2018", quantity=quantity)
+    def _of_sign(self, sign: Sign, interval: Interval, statement: str, quantity: str) -> Claim:
+        """The claim that a mean over images has this sign."""
+        return Claim.of_sign(sign, interval, statement=statement, source="Athalye et al. 2018", quantity=quantity)
 
-    def _never_positive(self, excess: np.ndarray, statement: str, quantity: str) -> Claim:
+    def _never_positive(self, excess: Interval, statement: str, quantity: str) -> Claim:
         """The claim that the largest of m means over images is not above zero.
 
-        Undecided if it is above zero and its interval holds zero.  Shapes: (m, n), as fractions.
+        Undecided if it is above zero and its interval holds zero.  Shapes: (m,), as fractions.
         """
-        ends = self.interval(100 * excess)
-        worst = int(np.argmax(ends.value))
-        value, low, high = (float(end[worst]) for end in ends)
+        worst = int(np.argmax(excess.value))
+        value, low, high = (100 * float(end[worst]) for end in excess)
         verdict: Verdict = "undecided" if not np.isfinite(low) else "does not hold" if low > 0 else "holds"
         if verdict == "holds" and value > 0:
             verdict = "undecided"
@@ -182,7 +192,7 @@ class AttackScores:
             "fgsm_beats_pgd": (reached["fgsm"] & ~reached["pgd"]).any(0),
             "random_beats_pgd": (reached["random"] & ~reached["pgd"]).any(0),
         }
-        return {name: [float(x) for x in self.interval(share.astype(float))] for name, share in shares.items()}
+        return {name: [float(x) for x in share_interval(share)] for name, share in shares.items()}
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,18 @@ from backlight.analyses.calibration.settings import CalibrationSettings
 from backlight.analyses.single_pass import Streams, alone
 from backlight.errors import UserError
 from backlight.inputs import checked_labels, image_batches, refuse_other_classes, tensors, to_model
-from backlight.numerics.bootstrap import statistic_interval
-from backlight.numerics.calibration import RANGE, Scores, reliability, scores, summary, temperature_interval
+from backlight.numerics.bootstrap import skewed_mean_interval, statistic_interval
+from backlight.numerics.calibration import (
+    RANGE,
+    Scores,
+    counted,
+    debiased_ece,
+    reliability,
+    scores,
+    summary,
+    temperature_interval,
+)
+from backlight.numerics.proportions import proportion_interval
 from backlight.results.claim import Claim
 from backlight.results.result import Result, Row
 from backlight.settings import Settings
@@ -133,10 +143,19 @@ class Confidence:
 
         names = list(summary(per_image, np.ones(images), bins=self.bins))
         intervals = statistic_interval(metrics, images, resamples=resamples, seed=seed, within=_ranges(names))
+        for metric, (count, among) in counted(per_image).items() if images > 1 else ():
+            _, intervals.low[names.index(metric)], intervals.high[names.index(metric)] = proportion_interval(count, among)
+        for metric, samples in (("nll", per_image.nll), ("brier", per_image.brier)):
+            _, low, high = skewed_mean_interval(samples, resamples=resamples, seed=seed)
+            least, most = RANGE[metric]
+            intervals.low[names.index(metric)], intervals.high[names.index(metric)] = np.clip([low, high], least, most)
         table = [
             {"metric": metric, "value": float(value), "low": float(low), "high": float(high)}
             for metric, value, low, high in zip(names, *intervals, strict=True)
         ]
+        correct = (per_image.prediction == per_image.label).astype(np.float64)
+        debiased = debiased_ece(per_image.confidence, correct, self.bins, resamples, seed)
+        table.append({"metric": "ece_debiased"} | dict(zip(("value", "low", "high"), map(float, debiased), strict=True)))
         arrays = {"reliability": self._diagram(per_image, resamples, seed)}
         signed = names.index("signed_ece")
         claim = Claim.of_sign(
@@ -189,7 +208,15 @@ class Confidence:
             return np.stack(reliability(per_image, weights, bins=self.bins))
 
         images = len(per_image.label)
-        return np.stack(statistic_interval(diagram, images, resamples=resamples, seed=seed, within=(0, 1)))
+        intervals = np.stack(statistic_interval(diagram, images, resamples=resamples, seed=seed, within=(0, 1)))
+        if images > 1:
+            _, accuracy, share = intervals[0]  # from which the numbers of images follow
+            inside = np.round(share * images)
+            right = np.round(np.where(inside > 0, accuracy, 0) * inside)
+            intervals[1:, 1], intervals[1:, 2] = (
+                proportion_interval(k, n)[1:] for k, n in ((right, inside), (inside, np.full_like(inside, images)))
+            )
+        return intervals
 
 
 def _ranges(metrics: Iterable[str]) -> tuple[Array, Array]:
@@ -222,5 +249,6 @@ class Calibration(Result):
             label = f"T = {rows['temperature']['value']:.2f}"
             ax.plot(confidence[filled], accuracy[filled], "o-", color=figures.KIND_COLOUR["mlp"], ms=2.5, label=label)
             ax.legend(**figures.LEGEND | {"ncols": 2})
-        value, low, high = (100 * rows["ece"][end] for end in ("value", "low", "high"))
-        ax.set_title(f"ECE {value:.1f}% [{low:.1f}, {high:.1f}]", pad=26 if scaled else 15)
+        value, low, high = (100 * rows["ece_debiased"][end] for end in ("value", "low", "high"))
+        plain = 100 * rows["ece"]["value"]
+        ax.set_title(f"ECE {plain:.1f}%, debiased {value:.1f}% [{low:.1f}, {high:.1f}]", pad=26 if scaled else 15)

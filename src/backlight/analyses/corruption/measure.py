@@ -32,8 +32,9 @@ from backlight.data.corruption_names import COMMON, FAMILIES, SEVERITIES
 from backlight.data.normalisation import normalisation_of
 from backlight.errors import UserError
 from backlight.inputs import checked_labels, refuse_other_classes, tensors, to_model
-from backlight.numerics.bootstrap import Interval, mean_interval, statistic_interval
+from backlight.numerics.bootstrap import Interval, statistic_interval
 from backlight.numerics.calibration import scores
+from backlight.numerics.proportions import ratio_interval, score_intervals, share_interval
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
 from backlight.tracing.trace import evaluating
@@ -142,18 +143,15 @@ def _summary(
 ) -> tuple[list[Row], NDArray[np.float64]]:
     """The table, and reliability at each severity.  Shapes: (K + 1, 3, n) -> G rows, (S + 1, 3, 3, bins)."""
     means = np.stack([image_scores[members, :2].mean(0) for members in groups.values()])  # (G, 2, n)
-    value = mean_interval(means.transpose(2, 0, 1), resamples=resamples, seed=seed)
-    change = mean_interval((means - means[:1]).transpose(2, 0, 1), resamples=resamples, seed=seed)
+    value = score_intervals(means, resamples=resamples, seed=seed)
+    change = score_intervals(means, means[:1], resamples=resamples, seed=seed)
     ece, ece_change = _eces(image_scores, list(groups.values()), bins, resamples, seed)
-    ratios = {
-        column: _ratios(means, list(groups), ALEXNET[whose].get(reference or ""), resamples, seed)
-        for column, whose in RATIOS.items()
-    }
+    ratios = {column: _ratios(means, list(groups), ALEXNET[whose].get(reference or "")) for column, whose in RATIOS.items()}
     table: list[Row] = []
     for g, (corruption, severity) in enumerate(groups):
         row: Row = {"corruption": corruption, "severity": severity}
         for s, score in enumerate(("accuracy", "nll")):
-            row |= columns(score, (x[g, s] for x in value)) | columns(f"{score}_change", (x[g, s] for x in change))
+            row |= columns(score, (x[g] for x in value[s])) | columns(f"{score}_change", (x[g] for x in change[s]))
         row |= columns("ece", (x[g] for x in ece)) | columns("ece_change", (x[g] for x in ece_change))
         for column, ratio in ratios.items():
             row |= columns(column, (x[g] for x in ratio))
@@ -166,8 +164,13 @@ def _summary(
         with np.errstate(invalid="ignore"):
             return np.stack([confident / mass, correct / mass, mass / mass.sum(-1, keepdims=True)], axis=1)
 
-    reliability = statistic_interval(diagram, image_scores.shape[2], resamples=resamples, seed=seed, within=(0, 1))
-    return table, np.stack(reliability, axis=1)
+    reliability = np.stack(
+        statistic_interval(diagram, image_scores.shape[2], resamples=resamples, seed=seed, within=(0, 1)), axis=1
+    )
+    mass, _, correct = np.moveaxis(sums, 3, 0).transpose(2, 0, 1, 3)  # (n, S + 1, bins) each
+    for part, interval in ((1, ratio_interval(correct, mass)), (2, share_interval(mass / mass.sum(2, keepdims=True)))):
+        reliability[:, 1:, part] = np.stack(interval[1:], axis=1)
+    return table, reliability
 
 
 def _bin(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
@@ -209,9 +212,7 @@ def _bin_sums(image_scores: NDArray[np.float64], bins: int) -> NDArray[np.float6
     return np.stack([(inside * summand).sum(0) for summand in (1.0, confidence, correct)])
 
 
-def _ratios(
-    means: NDArray[np.float64], groups: list[Group], alexnet: Sequence[float] | None, resamples: int, seed: int
-) -> Interval:
+def _ratios(means: NDArray[np.float64], groups: list[Group], alexnet: Sequence[float] | None) -> Interval:
     """Errors over AlexNet's: of each corruption over all severities, and their mean if all fifteen are there (mCE); else NaN.
 
     Shapes: (G, 2, n), (15,) -> (G,).
@@ -219,14 +220,17 @@ def _ratios(
     ratios = Interval(*np.full((3, len(groups)), np.nan))
     errors = dict(zip(COMMON, alexnet, strict=True)) if alexnet else {}
     over_severities = {name: g for g, (name, severity) in enumerate(groups) if severity is None and name in errors}
-    samples = {g: (1 - means[g, 0]) / (errors[name] / 100) for name, g in over_severities.items()}
-    if not samples:
+    factors = {g: 100 / errors[name] for name, g in over_severities.items()}
+    if not factors:
         return ratios
+    samples = {g: 1 - means[g, 0] for g in factors}
     if len(samples) == len(errors):
-        samples[groups.index(("mean", None))] = np.mean(list(samples.values()), axis=0)
-    intervals = mean_interval(np.stack(list(samples.values()), axis=1), resamples=resamples, seed=seed)
+        weights, shares = np.array(list(factors.values())), np.stack(list(samples.values()))
+        mean = groups.index(("mean", None))
+        factors[mean], samples[mean] = weights.mean(), np.average(shares, axis=0, weights=weights)
+    intervals = share_interval(np.stack(list(samples.values()), axis=1))
     for all_rows, known in zip(ratios, intervals, strict=True):
-        all_rows[list(samples)] = known
+        all_rows[list(samples)] = known * np.array(list(factors.values()))
     return ratios
 
 

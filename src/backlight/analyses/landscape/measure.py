@@ -42,6 +42,7 @@ from backlight.files import PartialResults
 from backlight.numerics import weight_space
 from backlight.numerics.bootstrap import Interval, mean_interval
 from backlight.numerics.calibration import ece_of_points
+from backlight.numerics.proportions import share_interval
 from backlight.numerics.surface_shape import second_differences
 from backlight.progress import clock
 from backlight.results.provenance import provenance
@@ -311,7 +312,7 @@ def _table(points: Points, nll: ResampledMean, decay: Array, bins: int, resample
     intervals = {
         "nll": nll.interval(),
         "loss": nll.interval(decay),
-        "accuracy": mean_interval(points.correct.T, resamples=resamples, seed=seed),
+        "accuracy": share_interval(points.correct.T),
         "ece": ece_of_points(points.confidence, points.correct, bins, resamples, seed),
     }
 

@@ -26,8 +26,9 @@ from backlight.analyses.lesion.settings import LesionSettings
 from backlight.analyses.single_pass import described
 from backlight.errors import NotApplicable, UserError
 from backlight.inputs import checked_labels, image_batches, refuse_other_classes, tensors, to_model
-from backlight.numerics.bootstrap import mean_interval
+from backlight.numerics.bootstrap import Interval
 from backlight.numerics.calibration import scores
+from backlight.numerics.proportions import paired_difference_interval, score_intervals
 from backlight.results.claim import Claim
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
@@ -80,15 +81,14 @@ def measure(
         raise UserError("no images: the data are empty")
     image_scores = np.concatenate(batch_scores, axis=2)  # (lesions + 1, 2, n)
     single = [lesion.units[0] for lesion in lesions if lesion.row["lesion"] == "unit"]
-    change = image_scores[1 : len(single) + 1] - image_scores[:1]  # (units, 2, n)
     table, intact = _table(lesions, image_scores, resamples, seed)
     facts = provenance(model, data, images=image_scores.shape[2], resamples=resamples, seed=seed, **asdict(settings)) | {
         "seconds": round(time.perf_counter() - started, 3),
         "left_out": left_out,
         "whole": intact,
-        "by_position": _by_position(single, change, resamples, seed),
+        "by_position": _by_position(single, image_scores, resamples, seed),
     }
-    return Lesion(name or type(model).__name__, table, _claims(single, change[:, 0], resamples, seed), facts)
+    return Lesion(name or type(model).__name__, table, _claims(single, image_scores[1 : len(single) + 1, 0]), facts)
 
 
 def removable(model: nn.Module, images: Tensor, *, by_image: bool = False) -> tuple[list[Unit], list[str]]:
@@ -239,28 +239,30 @@ def _table(
     """One row per lesion, the intact model first, and the intact model's scores.  Shapes: image_scores (lesions + 1, 2, n)."""
     intact = {key: {"module": "", "lesion": "whole", "kind": "whole", "stage": 0}.get(key, -1) for key in lesions[0].row}
     table: list[Row] = [intact, *(lesion.row for lesion in lesions)]
-    change = image_scores - image_scores[:1]
-    own, paired = (mean_interval(x.transpose(2, 0, 1), resamples=resamples, seed=seed) for x in (image_scores, change))
+    own = score_intervals(image_scores, resamples=resamples, seed=seed)
+    paired = score_intervals(image_scores, image_scores[:1], resamples=resamples, seed=seed)
     for i, row in enumerate(table):
         for s, score in enumerate(SCORES):
-            row |= columns(score, (x[i, s] for x in own)) | columns(f"{score}_change", (x[i, s] for x in paired))
+            row |= columns(score, (x[i] for x in own[s])) | columns(f"{score}_change", (x[i] for x in paired[s]))
     for row in table if "other_unit" in intact else []:
         for score in SCORES:
             row |= columns(f"{score}_interaction", [math.nan] * 3)
     pairs = [i for i, lesion in enumerate(lesions, start=1) if lesion.parts]
     if pairs:
-        interactions = [change[i] - sum(change[part + 1] for part in lesions[i - 1].parts) for i in pairs]
-        interval = mean_interval(np.stack(interactions).transpose(2, 0, 1), resamples=resamples, seed=seed)
+        # (pair + intact) - (one + other) is twice a difference of two means of scores
+        together = (image_scores[pairs] + image_scores[:1]) / 2
+        apart = np.stack([image_scores[[part + 1 for part in lesions[i - 1].parts]].mean(0) for i in pairs])
+        interval = score_intervals(together, apart, resamples=resamples, seed=seed)
         for k, i in enumerate(pairs):
             for s, score in enumerate(SCORES):
-                table[i] |= columns(f"{score}_interaction", (x[k, s] for x in interval))
-    return table, {score: [float(x[0, s]) for x in own] for s, score in enumerate(SCORES)}
+                table[i] |= columns(f"{score}_interaction", (2 * x[k] for x in interval[s]))
+    return table, {score: [float(x[0]) for x in own[s]] for s, score in enumerate(SCORES)}
 
 
-def _by_position(silenced: Sequence[Unit], change: np.ndarray, resamples: int, seed: int) -> list[Row]:
+def _by_position(silenced: Sequence[Unit], image_scores: np.ndarray, resamples: int, seed: int) -> list[Row]:
     """The mean change without a unit at the start, in the middle and at the end of a stage, attentions and others apart.
 
-    Shapes: change (units, 2, n).  The only unit of a stage has no position.
+    Shapes: image_scores (lesions + 1, 2, n), the intact model first, then the units.  The only unit of a stage has no position.
     """
     positions: dict[int, str] = {}
     for _, group in groupby(range(len(silenced)), key=lambda i: silenced[i].stage):
@@ -270,39 +272,41 @@ def _by_position(silenced: Sequence[Unit], change: np.ndarray, resamples: int, s
     table: list[Row] = []
     for position, kinds in itertools.product(("first", "middle", "last"), GROUPS):
         selected = [
-            i for i, unit in enumerate(silenced)
-            if positions.get(i) == position and kinds in ("all", "attention" if unit.kind == "attention" else "others")
+            i for i, unit in enumerate(silenced, start=1)
+            if positions.get(i - 1) == position and kinds in ("all", "attention" if unit.kind == "attention" else "others")
         ]  # fmt: skip
         if selected:
-            mean = mean_interval(change[selected].mean(0).T, resamples=resamples, seed=seed)
-            changes = [columns(f"{score}_change", (x[s] for x in mean)) for s, score in enumerate(SCORES)]
+            mean = image_scores[selected].mean(0, keepdims=True)
+            intervals = score_intervals(mean, image_scores[:1], resamples=resamples, seed=seed)
+            changes = [columns(f"{score}_change", (x[0] for x in intervals[s])) for s, score in enumerate(SCORES)]
             table.append({"position": position, "of": kinds, "units": len(selected), **changes[0], **changes[1]})
     return table
 
 
-def _claims(silenced: Sequence[Unit], change: np.ndarray, resamples: int, seed: int) -> list[Claim]:
-    """Shapes: change in correctness (units, n)."""
+def _claims(silenced: Sequence[Unit], correct: np.ndarray) -> list[Claim]:
+    """Shapes: correct (units, n), whether the model without the unit classifies the image correctly."""
     stages = [list(group) for _, group in groupby(enumerate(silenced), key=lambda pair: pair[1].stage)]
     claims = []
 
-    def claim(differences: list[np.ndarray], statement: str, quantity: str) -> None:
-        if differences:
-            interval = mean_interval(100 * np.mean(differences, axis=0), resamples=resamples, seed=seed)
+    def claim(pairs: list[tuple[int, int]], statement: str, quantity: str) -> None:
+        if pairs:
+            first, second = (correct[list(members)].mean(0) for members in zip(*pairs, strict=True))
+            interval = Interval(*(100 * x for x in paired_difference_interval(first, second)))
             claims.append(Claim.of_sign("negative", interval, statement=statement, source="Figure 10b", quantity=quantity))
 
-    def end_of(stage: list[tuple[int, Unit]]) -> np.ndarray | None:
-        """Change without the last attention minus the change without the last unit of another kind."""
+    def end_of(stage: list[tuple[int, Unit]]) -> list[tuple[int, int]]:
+        """The last attention and the last unit of another kind, if the stage has both."""
         attentions = [i for i, unit in stage if unit.kind == "attention"]
         others = [i for i, unit in stage if unit.kind != "attention"]
-        return change[attentions[-1]] - change[others[-1]] if attentions and others else None
+        return [(attentions[-1], others[-1])] if attentions and others else []
 
     claim(
-        [change[stage[0][0]] - change[stage[-1][0]] for stage in stages if len(stage) > 1],
+        [(stage[0][0], stage[-1][0]) for stage in stages if len(stage) > 1],
         "Within a stage, losing the first unit hurts more than losing the last.",
         "accuracy without the first unit minus accuracy without the last, mean over stages (percentage points)",
     )
     claim(
-        [difference for stage in stages if (difference := end_of(stage)) is not None],
+        [pair for stage in stages for pair in end_of(stage)],
         "At the end of a stage, losing an attention hurts more than losing another unit.",
         "accuracy without a stage's last attention minus accuracy without its last other unit (percentage points)",
     )

@@ -24,8 +24,9 @@ from backlight.data.normalisation import normalisation_of
 from backlight.devices import device_of
 from backlight.errors import UserError
 from backlight.inputs import checked_labels, image_batches, refuse_other_classes, tensors, to_model
-from backlight.numerics.bootstrap import Interval, mean_interval
+from backlight.numerics.bootstrap import Interval
 from backlight.numerics.frequency_bands import band, bins, of_spectrum, root_mean_square, signs, wave
+from backlight.numerics.proportions import score_intervals, share_interval
 from backlight.results.claim import Claim, Sign
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
@@ -88,7 +89,7 @@ def measure(
         raise UserError("no images: the data are empty")
     all_scores = np.concatenate(batch_scores, axis=2)
     table, clean_scores = _table(settings, noises, all_scores, resamples, seed)
-    contrast = _contrast(settings, all_scores[1:] - all_scores[:1], resamples, seed)
+    contrast = _contrast(settings, all_scores[1:], resamples, seed)
     recorded = asdict(settings) | {"severities": settings.severities_or_default} | asdict(normalisation)
     facts = provenance(model, data, images=images_done, resamples=resamples, seed=seed, **recorded) | {
         "seconds": round(time.perf_counter() - started, 3),
@@ -96,7 +97,7 @@ def measure(
         "kinds": sorted(kinds),
         "high_less_low": {score: [float(x) for x in interval] for score, interval in contrast.items()},
     }
-    arrays = _heat_map(noises, batch_errors, resamples, seed) if settings.basis else {}
+    arrays = _heat_map(noises, batch_errors) if settings.basis else {}
     return Noise(name or type(model).__name__, table, _claims(kinds, contrast), facts, arrays)
 
 
@@ -161,8 +162,8 @@ def _table(
 ) -> tuple[list[Row], dict[str, list[float]]]:
     """A row for each severity and band; and the clean images' scores.  Shapes: scores (1 + bands * severities, 3, n)."""
     severities = settings.severities_or_default
-    noisy = mean_interval(scores.transpose(2, 0, 1), resamples=resamples, seed=seed)
-    change = mean_interval((scores - scores[:1]).transpose(2, 0, 1), resamples=resamples, seed=seed)
+    noisy = score_intervals(scores, resamples=resamples, seed=seed)
+    change = score_intervals(scores, scores[:1], resamples=resamples, seed=seed)
     table: list[Row] = []
     for k, b in itertools.product(range(len(severities)), range(len(settings.frequencies))):
         i = 1 + b * len(severities) + k
@@ -170,24 +171,25 @@ def _table(
         row: Row = {"severity": severities[k], "frequency": settings.frequencies[b], "width": settings.width}
         row |= {"from": low, "to": high, "bins": bins(noises.masks[b], noises.size[1])}
         for s, score in enumerate(SCORES):
-            row |= columns(score, (x[i, s] for x in noisy))
+            row |= columns(score, (x[i] for x in noisy[s]))
             if score != "rms":
-                row |= columns(f"{score}_change", (x[i, s] for x in change))
+                row |= columns(f"{score}_change", (x[i] for x in change[s]))
         table.append(row)
-    return table, {score: [float(x[0, s]) for x in noisy] for s, score in enumerate(SCORES[:2])}
+    return table, {score: [float(x[0]) for x in noisy[s]] for s, score in enumerate(SCORES[:2])}
 
 
-def _contrast(settings: NoiseSettings, change: np.ndarray, resamples: int, seed: int) -> dict[str, Interval]:
+def _contrast(settings: NoiseSettings, scores: np.ndarray, resamples: int, seed: int) -> dict[str, Interval]:
     """The mean change above 0.5π less that below, over all severities; empty if there are no bands on both sides.
 
-    Shapes: change (bands * severities, 3, n).
+    Shapes: scores under noise (bands * severities, 3, n).
     """
     severities = len(settings.severities_or_default)
     low, high = (np.repeat([side * (f - 0.5) > 1e-9 for f in settings.frequencies], severities) for side in (-1, 1))
     if not (low.any() and high.any()):
         return {}
-    difference = change[high].mean(0) - change[low].mean(0)
-    return {score: mean_interval(difference[s], resamples=resamples, seed=seed) for s, score in enumerate(SCORES[:2])}
+    above, below = (scores[side].mean(0, keepdims=True) for side in (high, low))  # the clean scores cancel
+    intervals = score_intervals(above, below, resamples=resamples, seed=seed)
+    return {score: Interval(*(x[0] for x in intervals[s])) for s, score in enumerate(SCORES[:2])}
 
 
 def _claims(kinds: set[str], contrast: dict[str, Interval]) -> list[Claim]:
@@ -202,10 +204,10 @@ def _claims(kinds: set[str], contrast: dict[str, Interval]) -> list[Claim]:
     ]
 
 
-def _heat_map(noises: ImageNoise, batch_errors: list[np.ndarray], resamples: int, seed: int) -> dict[str, np.ndarray]:
+def _heat_map(noises: ImageNoise, batch_errors: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Error rates over the plane of waves; a wave and its conjugate have the same."""
     n = noises.settings.basis
-    intervals = mean_interval(np.concatenate(batch_errors, axis=1).T, resamples=resamples, seed=seed)
+    intervals = share_interval(np.concatenate(batch_errors, axis=1).T)
     plane = [np.concatenate([half, half[:-1][::-1]]).reshape(n, n) for half in intervals]
     frequencies = [2 * cycles / size for cycles, size in zip(noises.cycles, noises.size, strict=True)]
     return {"basis": np.stack(plane), "basis_frequencies": np.stack(frequencies)}

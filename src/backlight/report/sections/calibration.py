@@ -16,6 +16,7 @@ METRICS = {
     "nll": ("NLL", "nats; negative log-likelihood of the label, smaller is better", 1),
     "brier": ("Brier score", "0 to 2; squared distance from the label, smaller is better", 1),
     "ece": ("ECE", "%; mean gap between confidence and accuracy", 100),
+    "ece_debiased": ("ECE, debiased", "%; ECE less what the noise of few images adds", 100),
     "signed_ece": ("Signed ECE", "points; confidence minus accuracy, negative is under-confident", 100),
     "adaptive_ece": ("Adaptive ECE", "%; the same gap, in bins with equally many images", 100),
     "acc_90": ("Acc-90", "%; accuracy where confidence exceeds 0.9", 100),
