@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from known_models import (
     batches,
     binomial,
     blur,
+    delta_kernel,
     filtering,
     identity,
     noise,
@@ -25,9 +27,10 @@ from known_models import (
 )
 from torch import nn
 
-from backlight import fourier
+from backlight import fourier, load_data, load_model
 from backlight.errors import UserError
 from backlight.numerics.frequency import radial_log_amplitude
+from backlight.report.sections import lacks, section_of
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "analyses.json").read_text())
 CYCLES = range(5)  # of a map of 8 x 8
@@ -293,7 +296,143 @@ def test_at_a_module_that_returns_no_map():
     assert {row["unit"] for row in result.rows()} == {-1, 0}
 
 
+# --- the two parts of a step
+
+
+def highest(result):
+    """The row of the highest frequency of each unit, the stem first."""
+    return [list(rows)[-1] for _, rows in groupby(result.rows(), key=lambda row: row["unit"])]
+
+
+def logs_before_and_after(unit, images):
+    """(n,) each: the log amplitude of the highest frequency and of the mean, before and after a unit; computed by hand."""
+    parts = []
+    for maps in (images, unit.double()(images).detach()):
+        amplitude = torch.fft.fft2(maps).abs()
+        high, mean = amplitude[..., maps.shape[-1] // 2, maps.shape[-1] // 2], amplitude[..., 0, 0]
+        parts.append((high.log().mean(1), mean.log().mean(1)))
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("unit", "high", "mean"),
+    [
+        (blur, 0, math.log(2)),  # 1 + H is 1 at π: it removes nothing, although Δ falls by log 2
+        (sharpen, math.log(2), 0),
+        (lambda: averaging(1.0), 0, math.log(2)),
+        (lambda: averaging(-0.5), 0, -math.log(2)),
+        (lambda: pointwise(torch.eye(3)), math.log(2), math.log(2)),
+        (lambda: pointwise(-0.5 * torch.eye(3)), -math.log(2), -math.log(2)),
+    ],
+)
+def test_a_step_has_two_parts(unit, high, mean):
+    stem, row = highest(measured(unit()))
+    for part, known in (("high_step", high), ("mean_step", mean)):
+        assert [row[part], row[f"{part}_low"], row[f"{part}_high"]] == pytest.approx([known] * 3, abs=1e-5)
+        assert math.isnan(stem[part])
+
+
+@pytest.mark.parametrize("settings", [{}, {"radial": True}, {"paper": True}])
+def test_the_parts_differ_by_the_step_of_delta(settings):
+    before, *after = highest(measured(blur(), averaging(1.0), sharpen(), pointwise(noise(3, 3)), **settings))
+    for row in after:
+        assert row["high_step"] - row["mean_step"] == pytest.approx(row["delta"] - before["delta"], abs=1e-12)
+        before = row
+
+
+def test_the_parts_are_means_over_images_with_intervals():
+    """Against the discrete Fourier transform of the images and of the unit's output; the interval is that of their means."""
+    images, unit = torch.cat(data(n=40)), pointwise(0.3 * noise(3, 3, seed=4))
+    before, after = logs_before_and_after(unit, images)
+    row = highest(fourier(tower(unit).double(), [images]))[1]
+    for part, old, new in zip(("high_step", "mean_step"), before, after, strict=True):
+        change = (new - old).numpy()
+        assert row[part] == pytest.approx(change.mean(), abs=1e-5)  # 1e-6 is added to amplitudes
+        half = 1.96 * change.std() / math.sqrt(len(change))  # the central limit theorem; the bootstrap is close to it
+        assert [row[f"{part}_low"] - row[part], row[f"{part}_high"] - row[part]] == pytest.approx([-half, half], rel=0.2)
+
+
+def test_only_the_highest_frequency_of_a_unit_that_keeps_the_resolution_has_a_step():
+    result = fourier(tower(Shrinking(), blur()).double(), [band_limited(6, 32, limit=8)])
+    stepping = [(row["unit"], row["frequency"]) for row in result.rows() if not math.isnan(row["high_step"])]
+    assert stepping == [(1, 1)]
+    assert len({tuple(row) for row in result.rows()}) == 1
+
+
+def test_the_step_figure_draws_both_parts_of_each_unit():
+    from matplotlib.figure import Figure
+
+    result = measured(blur(), averaging(1.0), sharpen())
+    ax = Figure().add_subplot()
+    result.draw(ax, "steps")
+    marks = [line for line in ax.lines if line.get_marker() == "o"]
+    rows = highest(result)[1:]
+    assert [mark.get_ydata()[0] for mark in marks] == [row[part] for row in rows for part in ("mean_step", "high_step")]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["conv", "attention"]
+    none = fourier(tower(Shrinking()), [noise(2, 3, 16, 16)])
+    none.draw(Figure().add_subplot(), "steps")  # no unit keeps the resolution
+
+
+def test_the_page_has_a_chart_of_each_part():
+    charts = section_of("fourier").figures([measured(blur(), averaging(1.0))])
+    assert [chart.y for chart in charts[-1]] == ["high_step", "mean_step"]
+    assert [row["unit"] for row in section_of("fourier").derived["fourier/steps"](measured(blur(), sharpen()))] == [0, 1]
+    old = measured(blur())
+    old = replace(old, table=[{key: row[key] for key in row if "step" not in key} for row in old.table])
+    assert len(section_of("fourier").figures([old])) == 2
+    assert lacks(old) == []
+
+
 # --- the paper's claims
+
+
+def in_reading(result, source):
+    return [claim for claim in result.claims if claim.source.startswith(source)]
+
+
+def as_the_paper(result):
+    return in_reading(result, "Figure 8")
+
+
+@pytest.mark.parametrize(
+    ("unit", "relative", "absolute", "change"),
+    [
+        (blur, "does not hold", "undecided", 0),  # the mean doubles and nothing is removed
+        (sharpen, "holds", "holds", math.log(2)),
+        (lambda: filtering(-0.5 * delta_kernel()), "undecided", "does not hold", -math.log(2)),
+        (lambda: averaging(1.0), "holds", "undecided", 0),  # perfect averaging raises the mean only
+        (lambda: averaging(-0.5), "does not hold", "undecided", 0),
+    ],
+)
+def test_a_claim_is_decided_in_both_readings(unit, relative, absolute, change):
+    result = measured(unit(), unit())
+    (paper,), (second,) = as_the_paper(result), in_reading(result, "A second reading of figure 8")
+    # a step that is zero in theory is a rounding error with a sign
+    signs = ["undecided" if abs(claim.value) < 1e-6 else claim.verdict for claim in (paper, second)]
+    assert signs == [relative, absolute]
+    assert second.value == pytest.approx(change, abs=1e-5)
+    assert second.quantity.startswith("absolute")
+    assert paper.statement != second.statement
+
+
+def test_the_page_counts_only_the_reading_of_the_paper():
+    result = measured(blur())
+    assert [claim.source.startswith(("Figure", "Version")) for claim in result.claims] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["demo-vit", "demo-cnn"])
+def test_the_table_of_the_docs_is_what_is_measured(name):
+    page = (Path(__file__).parents[1] / "docs" / "analyses" / "fourier.md").read_text("utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith(f"| {name} |")]
+    model = load_model(name)
+    result = fourier(model, load_data("fashion", model=model, limit=200))
+    for _, kind, *numbers in rows:
+        units = [row for row in highest(result) if row["kind"] == kind and not math.isnan(row["high_step"])]
+        high, mean = (np.mean([row[part] for row in units]) for part in ("high_step", "mean_step"))
+        assert [float(number.replace("−", "-")) for number in numbers] == pytest.approx([high - mean, high, mean], abs=1e-3)
+        relative, absolute = (claim.value for claim in result.claims if f" {kind} units" in claim.quantity)
+        assert [relative, absolute] == pytest.approx([high - mean, high], abs=1e-6)
+    assert rows
 
 
 @pytest.mark.parametrize(
@@ -308,7 +447,8 @@ def test_at_a_module_that_returns_no_map():
     ],
 )
 def test_claims_are_decided_by_the_sign_of_the_change(unit, says, verdict, change):
-    (claim,) = measured(unit(), unit()).claims
+    (claim,) = as_the_paper(measured(unit(), unit()))
+    assert claim.quantity.startswith("relative to the mean")
     assert claim.statement.startswith(says)
     assert claim.verdict == verdict
     assert claim.value == pytest.approx(change, abs=1e-5)
@@ -316,12 +456,13 @@ def test_claims_are_decided_by_the_sign_of_the_change(unit, says, verdict, chang
 
 
 def test_the_claim_uses_the_authors_bins_too():
-    (claim,) = measured(blur(), paper=True).claims
-    assert claim.value == pytest.approx(math.log((1 + binomial(3)) / 2), abs=1e-4)  # their last bin of 8 x 8
+    relative, absolute = measured(blur(), paper=True).claims
+    assert relative.value == pytest.approx(math.log((1 + binomial(3)) / 2), abs=1e-4)  # their last bin of 8 x 8
+    assert absolute.value == pytest.approx(math.log(1 + binomial(3)), abs=1e-4)
 
 
 def test_a_claim_averages_over_units_and_names_each_kind():
-    claims = measured(blur(), averaging(1.0), sharpen(), sharpen()).claims
+    claims = as_the_paper(measured(blur(), averaging(1.0), sharpen(), sharpen()))
     assert [claim.verdict for claim in claims] == ["holds", "holds"]
     assert claims[1].value == pytest.approx(math.log(2) / 3, abs=1e-4)
 

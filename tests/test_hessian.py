@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from backlight.analyses.hessian import hessian
-from backlight.analyses.hessian.measure import HessianSpectrum, convexity_claim, density, nep_and_ape, power_iteration
+from backlight.analyses.hessian.measure import HessianSpectrum, density, negative_claim, nep_and_ape, power_iteration
 from backlight.curvature.hessian import Hessian, of_module
 from backlight.curvature.loss import Objective
 from backlight.errors import UserError
@@ -159,7 +159,7 @@ def test_without_a_negative_eigenvalue_the_interval_of_nep_does_not_end_at_zero(
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(0, "holds"), (50, "undecided")])
-def test_the_claim_that_the_loss_is_not_convex(shift, verdict):
+def test_the_claim_that_some_are_negative(shift, verdict):
     """Strong weight decay makes any loss convex, but six batches are too few to conclude that none is negative."""
     claim = hessian(model(), batches(6), weight_decay=0.0 + shift, top=10).claims[0]
     assert claim.verdict == verdict
@@ -169,7 +169,17 @@ def test_the_claim_that_the_loss_is_not_convex(shift, verdict):
 @pytest.mark.parametrize(("count", "verdict"), [(28, "undecided"), (29, "does not hold")])
 def test_29_batches_without_a_negative_eigenvalue_decide_the_claim(count, verdict):
     """If one batch in ten has one, 28 batches have none with probability 0.9^28 = 5.2%, and 29 with 0.9^29 = 4.7%."""
-    assert convexity_claim(nep_and_ape(np.ones((count, 5)))["nep"], 5).verdict == verdict
+    assert negative_claim(nep_and_ape(np.ones((count, 5)))["nep"], 5).verdict == verdict
+
+
+def test_few_negative_ones_among_the_largest_do_not_mean_convex():
+    """The largest eigenvalue of all 29 batches is positive, and each dense Hessian has negative ones: not convex."""
+    data = batches(29)
+    (claim,) = hessian(model(), data, top=1).claims
+    assert (claim.value, claim.verdict) == (0, "does not hold")
+    assert all(exact(model(), batch, top=93).min() < -0.4 for batch in data)
+    assert "convex" not in claim.statement
+    assert "smaller ones are not measured" in claim.quantity
 
 
 # --- the density

@@ -7,11 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from known_models import averaging, batches, binomial, blur, identity, noise, pointwise, sharpen, stem, tower
+from known_models import Residual, averaging, batches, binomial, blur, identity, noise, pointwise, sharpen, stem, tower
 from torch import nn
 
 from backlight import variance
-from backlight.analyses.variance.measure import sample_variance, spatial_variance
+from backlight.analyses.variance.measure import (
+    ACCUMULATES,
+    CLAIMS,
+    LOWERS_AT_ENDS,
+    PEAKS,
+    sample_variance,
+    spatial_variance,
+)
 from backlight.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "analyses.json").read_text())
@@ -179,6 +186,181 @@ def test_at_reads_a_model_without_units():
 def test_the_claim_of_convolutions(unit, verdict):
     claims = variance(tower(unit()), batches(noise(8, 3, 8, 8), 4)).claims
     assert [claim.verdict for claim in claims if "Convolutions" in claim.statement] == ([verdict] if verdict else [])
+
+
+# --- claims about depth and stages
+
+
+def scaling(factor):
+    """A unit that multiplies the stream by a factor, so that it adds 2 log(factor) to the log of the variance."""
+    return pointwise((factor - 1) * torch.eye(3))
+
+
+class Halving(nn.Module):
+    """A unit of stride 2 whose stream is every second pixel, times a factor."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.skip, self.branch = stem(3), stem(3)
+        self.skip.stride = self.branch.stride = (2, 2)
+        with torch.no_grad():
+            self.branch.weight *= factor - 1
+        self.out = nn.Identity()
+
+    def forward(self, x):
+        return self.out(self.skip(x) + self.branch(x))
+
+
+class Spread(nn.Module):
+    """Attention of each position to itself alone: a branch that is `factor` - 1 times the stream."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.query, self.value = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        with torch.no_grad():
+            self.query.weight.copy_(1e7 * torch.eye(3))  # a softmax of cosines picks the position itself
+            self.value.weight.copy_((factor - 1) * torch.eye(3))
+        self.project = nn.Identity()
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        directions = nn.functional.normalize(tokens, dim=-1)
+        weights = (self.query(directions) @ directions.transpose(1, 2)).softmax(-1)
+        return self.project((weights @ self.value(tokens)).transpose(1, 2).reshape(x.shape))
+
+
+def attending(factor):
+    return Residual(Spread(factor))
+
+
+def smooth(n=12, side=32):
+    """Images of which every second pixel has the same variance as all: waves of a few cycles."""
+    cycles = (torch.fft.fftfreq(side) * side).abs()
+    waves = (cycles < 3)[:, None] & (cycles < 3)
+    return torch.fft.ifft2(torch.fft.fft2(noise(n, 3, side, side).double()) * waves).real
+
+
+def claims_of(*units, **settings):
+    result = variance(tower(*units).double(), batches(smooth(), 6), **settings)
+    return {claim.statement: claim for claim in result.claims}, values(result)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(2, "holds"), (0.5, "does not hold"), (1, "undecided")])
+def test_variance_accumulates_with_depth(factor, verdict):
+    claims, after = claims_of(*[scaling(factor)] * 3) if factor != 1 else claims_of(identity(), averaging(1.0))
+    claim = claims[ACCUMULATES]
+    assert claim.value == pytest.approx(6 * math.log(factor), abs=1e-6)
+    assert claim.value == pytest.approx(math.log(after[-1] / after[0]), abs=1e-6)
+    assert (claim.verdict if abs(claim.value) > 1e-9 else "undecided") == verdict
+    assert claim.source == "Figure 9"
+
+
+def test_depth_needs_more_than_one_unit_and_stages_more_than_one_stage():
+    assert list(claims_of(scaling(2))[0]) == [CLAIMS["mlp"][1]]
+    claims, _ = claims_of(attending(2), scaling(2), attending(2))
+    assert set(claims) == {CLAIMS["attention"][1], CLAIMS["mlp"][1], ACCUMULATES}
+
+
+@pytest.mark.parametrize(
+    ("units", "verdict", "step"),
+    [
+        # after the units 4, 16 | 1, 4, 16 | 1: the ends are 16, their largest rivals 4
+        ([(scaling, 2), (scaling, 2), (Halving, 0.25), (scaling, 2), (scaling, 2), (Halving, 0.25)], "holds", math.log(4)),
+        # 4, 16 | 64, 256: it rises to the end and does not fall afterwards
+        ([(scaling, 2), (scaling, 2), (Halving, 2), (scaling, 2)], "does not hold", -math.log(4)),
+        # 4, 1 | 1/4, 1: it falls afterwards, but the end is not the largest of its stage
+        ([(scaling, 2), (scaling, 0.5), (Halving, 0.5), (scaling, 2)], "does not hold", -math.log(4)),
+        # 4 | 1/4, 1 | 64: one end is 16 times its rival, the other 1/64 of it
+        ([(scaling, 2), (Halving, 0.25), (scaling, 2), (Halving, 8)], "does not hold", -math.log(2)),
+    ],
+)
+def test_variance_peaks_at_the_end_of_a_stage(units, verdict, step):
+    claims, _ = claims_of(*[unit(factor) for unit, factor in units])
+    claim = claims[PEAKS]
+    assert claim.value == pytest.approx(step, abs=0.02)  # fewer positions: the unbiased variance is larger by 1/n
+    assert claim.verdict == verdict
+    assert f"mean of {sum(unit is Halving for unit, _ in units)} stages" in claim.quantity
+
+
+@pytest.mark.parametrize(
+    ("units", "ratios"),
+    [
+        ([(scaling, 3), (attending, 0.5), (Halving, 1), (attending, 0.5)], [1 / 4, 1 / 4]),
+        ([(attending, 0.5), (scaling, 3), (Halving, 1), (attending, 3), (scaling, 3)], [1 / 4, 9]),  # MLPs are behind it
+        ([(attending, 0.5), (Halving, 1), (blur, None), (attending, 4), (scaling, 2)], [1 / 4, 16]),
+        ([(attending, 0.5), (blur, None), (Halving, 1), (attending, 2), (attending, 3)], [9]),  # only the last of a stage
+    ],
+)
+def test_attention_at_the_end_of_a_stage_lowers_the_variance(units, ratios):
+    claims, _ = claims_of(*[unit() if factor is None else unit(factor) for unit, factor in units])
+    claim, mean = claims[LOWERS_AT_ENDS], np.log(ratios).mean()
+    assert claim.value == pytest.approx(mean, abs=1e-3)
+    assert claim.verdict == ("holds" if mean < 0 else "does not hold")
+    assert f"mean of {len(ratios)} attention" in claim.quantity
+
+
+def test_only_streams_after_units_are_compared():
+    """A stream before the first unit of a stage, which may be an activation beside the stream, ends no stage."""
+
+    class Preactivated(Halving):
+        def __init__(self, factor):
+            super().__init__(factor)
+            self.act = nn.Conv2d(3, 3, 1, bias=False)
+            self.act.weight.data = 0.01 * torch.eye(3)[:, :, None, None]
+
+        def forward(self, x):
+            return super().forward(self.act(x))
+
+    claims, after = claims_of(scaling(2), scaling(2), Preactivated(1), scaling(2))
+    assert claims[PEAKS].value == pytest.approx(math.log(after[2] / after[1]), abs=1e-6)
+    assert claims[PEAKS].verdict == "holds"
+
+
+def test_without_attention_at_an_end_its_claim_is_not_tested():
+    claims, _ = claims_of(attending(0.5), blur(), Halving(1), scaling(2))
+    assert PEAKS in claims
+    assert LOWERS_AT_ENDS not in claims
+
+
+def test_claims_of_the_normalised_variance_say_so():
+    claims, _ = claims_of(scaling(2), scaling(2), normalise=True)
+    assert all(claim.quantity.startswith("log of normalised variance") for claim in claims.values())
+    assert claims[ACCUMULATES].value == pytest.approx(0, abs=1e-6)
+
+
+def test_the_interval_of_a_claim_about_depth_is_over_images():
+    """A unit that sets each image's contrast back to one: its ratio varies from image to image as 1 / variance does."""
+    images = noise(60, 3, 8, 8).double() * (1 + torch.arange(60)[:, None, None, None] / 30)
+    result = variance(tower(Standardising(), scaling(2)).double(), batches(images, 20))
+    claim = next(claim for claim in result.claims if claim.statement == ACCUMULATES)
+    logs = math.log(4) - images.var((2, 3)).mean(1).log().numpy()
+    assert claim.value == pytest.approx(logs.mean(), abs=1e-6)
+    half = 1.96 * logs.std() / math.sqrt(60)
+    assert [claim.low - claim.value, claim.high - claim.value] == pytest.approx([-half, half], rel=0.2)
+
+
+class Standardising(nn.Module):
+    """A unit whose stream is the image divided by its standard deviation."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = Contrast()
+
+    def forward(self, x):
+        return x + self.norm(x)
+
+
+class Contrast(nn.Conv2d):
+    def __init__(self):
+        super().__init__(3, 3, 1, bias=False)
+        self.weight.data = torch.eye(3)[:, :, None, None]
+
+    def forward(self, x):
+        x = super().forward(x)
+        return x / x.var((2, 3), keepdim=True).mean(1, keepdim=True).sqrt() - x
+
+
+# --- claims about kinds
 
 
 def test_claims_can_hold_or_not():

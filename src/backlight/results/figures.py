@@ -23,6 +23,7 @@ KIND_COLOUR = {
     "conv": "#0072B2",
     "mlp": "#009E73",
     "blur": "#CC79A7",
+    "parallel": "#E69F00",
     "other": "#56B4E9",
     "stem": "#8A8A8A",
 }
@@ -160,6 +161,29 @@ def bars(ax: Axes, rows: Sequence[Row], column: str, scale: float = 1) -> None:
     ax.set(xlabel="Unit", xlim=(x[0] - 0.7, x[-1] + 0.7), ylim=(min(least, -0.01 * scale), max(most, 0.01 * scale)))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(**LEGEND)
+
+
+def steps(ax: Axes, rows: Sequence[Row], start: str, end: str) -> None:
+    """Two numbers per unit with their intervals, an open and a filled mark joined by a line, coloured by kind."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.axhline(0, color="0.2", lw=0.6)
+    size, labelled = min(3.5, 120 / max(1, len(rows))), set()
+    for row in rows:
+        x, colour, kind = (row["unit"] - 0.2, row["unit"] + 0.2), KIND_COLOUR[row["kind"]], row["kind"]
+        ax.plot(x, [row[start], row[end]], color=colour, alpha=0.5, zorder=2)
+        for at, column, face in zip(x, (start, end), ("white", colour), strict=True):
+            ax.plot([at, at], [row[f"{column}_low"], row[f"{column}_high"]], color="0.2", lw=0.7, zorder=2)
+            label = kind if column == end and kind not in labelled else None
+            ax.plot(at, row[column], "o", color=colour, markerfacecolor=face, markersize=size, label=label, zorder=3)
+        labelled.add(kind)
+    for row, following in pairwise(rows):
+        if row["stage"] != following["stage"]:
+            ax.axvline((row["unit"] + following["unit"]) / 2, color="0.6", lw=0.8, ls=":")
+    ax.set_xlabel("Unit")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if rows:
+        ax.legend(**LEGEND)
 
 
 def reliability(ax: Axes, diagram: np.ndarray) -> None:

@@ -7,6 +7,9 @@ the logarithm is averaged over channels and images.  Frequencies are in units of
 
 The transfer function of a unit is log A_after - log A_before at equal cycles per image, each amplitude divided by the number
 of pixels of its map.  It separates what a unit does to a wave from what subsampling does to the frequency axis.
+
+The step of Δ at a unit has two parts, because Δ is relative to the mean of the map: the change of the highest frequency's log
+amplitude minus the change of the mean's.  So each claim is decided in two readings: relative to the mean, and absolute.
 """
 
 from __future__ import annotations
@@ -28,10 +31,23 @@ from backlight.results.result import Result, Row, columns
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CLAIMS: dict[str, tuple[Sign, str]] = {
-    "attention": ("negative", "Attention is a low-pass filter: it lowers the share of high frequencies."),
-    "conv": ("positive", "Convolutions are high-pass filters: they raise the share of high frequencies."),
-    "mlp": ("positive", "MLPs are high-pass filters: they raise the share of high frequencies."),
+#: The sign, the paper's statement, which is relative to the mean, and the absolute statement.
+CLAIMS: dict[str, tuple[Sign, str, str]] = {
+    "attention": (
+        "negative",
+        "Attention is a low-pass filter: it lowers the share of high frequencies.",
+        "Attention removes high frequencies: it lowers the amplitude of the highest frequency itself.",
+    ),
+    "conv": (
+        "positive",
+        "Convolutions are high-pass filters: they raise the share of high frequencies.",
+        "Convolutions amplify high frequencies: they raise the amplitude of the highest frequency itself.",
+    ),
+    "mlp": (
+        "positive",
+        "MLPs are high-pass filters: they raise the share of high frequencies.",
+        "MLPs amplify high frequencies: they raise the amplitude of the highest frequency itself.",
+    ),
 }
 
 
@@ -90,24 +106,35 @@ class Spectra:
             for column, values in zip(transfer, mean_interval(change, resamples=resamples, seed=seed), strict=True):
                 column[:shared] = values
         h, w = self._size(after)
+        highest = level.shape[1] - 1 if before is not None and self._size(before) == self._size(after) else None
         return [
             unit
             | {"height": h, "width": w, "cycles": k, "frequency": float(frequency)}
             | columns("delta", (ends[k] for ends in delta))
             | columns("transfer", (ends[k] for ends in transfer))
             | columns("log_amplitude", (ends[k] for ends in log_amplitudes))
+            | columns("high_step", (ends[k] if k == highest else math.nan for ends in transfer))
+            | columns("mean_step", (ends[0] if k == highest else math.nan for ends in transfer))
             for k, frequency in enumerate(self._frequencies(after))
         ]
 
     def _claims(self, logs: list[np.ndarray], resamples: int, seed: int) -> list[Claim]:
-        high = [log[:, -1] - log[:, 0] for log in logs]  # (n,) per tap: Δ at the highest frequency
+        """Each statement in both readings: by Δ, relative to the mean of the map, and by the highest frequency alone."""
+        delta, high = [log[:, -1] - log[:, 0] for log in logs], [log[:, -1] for log in logs]  # (n,) per tap
+        readings = [
+            (delta, "Figure 8", "relative to the mean of the map: change of Δ log amplitude"),
+            (high, "A second reading of figure 8", "absolute: change of log amplitude"),
+        ]
         claims = []
-        for kind, (sign, statement) in CLAIMS.items():
-            steps = [high[after] - high[before] for before, after in self.streams.transforms([kind])]
-            if steps:
-                interval = mean_interval(np.mean(steps, axis=0), resamples=resamples, seed=seed)
-                quantity = f"change of Δ log amplitude at the highest frequency, mean of {len(steps)} {kind} units (nepers)"
-                claims.append(Claim.of_sign(sign, interval, statement=statement, source="Figure 8", quantity=quantity))
+        for kind, (sign, *statements) in CLAIMS.items():
+            pairs = self.streams.transforms([kind])
+            if not pairs:
+                continue
+            for (levels, source, change), statement in zip(readings, statements, strict=True):
+                step = np.mean([levels[after] - levels[before] for before, after in pairs], axis=0)
+                interval = mean_interval(step, resamples=resamples, seed=seed)
+                quantity = f"{change} at the highest frequency, mean of {len(pairs)} {kind} units (nepers)"
+                claims.append(Claim.of_sign(sign, interval, statement=statement, source=source, quantity=quantity))
         return claims
 
 
@@ -116,20 +143,29 @@ class Fourier(Result):
     """One row per unit and frequency: Δ log amplitude and transfer in nepers, each with its 95% interval.
 
     ``unit`` -1 is the stem: the stream that the first unit reads.  ``frequency`` is in units of pi, ``cycles`` per map.
-    ``log_amplitude`` is the mean log amplitude per pixel.
+    ``log_amplitude`` is the mean log amplitude per pixel.  ``high_step`` and ``mean_step``, on the row of the highest frequency
+    of a unit that keeps the resolution: the change of log amplitude there and of the mean; the step of Δ is their difference.
     """
 
     analysis: ClassVar[str] = "fourier"
-    panels: ClassVar[tuple[str, ...]] = ("spectrum", "depth", "transfer")
+    panels: ClassVar[tuple[str, ...]] = ("spectrum", "depth", "steps", "transfer")
 
     def _draw(self, ax: Axes, panel: str) -> None:
-        """``spectrum``: figure 2a, one curve per unit.  ``depth``: figure 8.  ``transfer``: one curve per unit."""
+        """``spectrum``: figure 2a, one curve per unit.  ``depth``: figure 8.  ``steps``: its steps in two parts.
+
+        ``transfer``: one curve per unit.
+        """
         from backlight.results import figures
 
         if panel == "depth":
             highest = [rows[-1] for rows in figures.by_unit(self.table)]
             figures.over_depth(ax, highest, "delta")
             ax.set_ylabel("Δ log amplitude at the\nhighest frequency (nepers)")
+            return
+        if panel == "steps":
+            rows = [unit[-1] for unit in figures.by_unit(self.table) if np.isfinite(unit[-1].get("high_step", np.nan))]
+            figures.steps(ax, rows, "mean_step", "high_step")
+            ax.set_ylabel("Log amplitude after − before\n(nepers; ○ mean, ● highest)")
             return
         if panel == "transfer":
             figures.transfers(ax, self.table, "transfer")

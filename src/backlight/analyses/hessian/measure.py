@@ -25,7 +25,7 @@ from backlight.curvature.hessian import Hessian, of_units
 from backlight.curvature.loss import Objective, Predicate
 from backlight.errors import UserError
 from backlight.files import PartialResults
-from backlight.inputs import to_model
+from backlight.inputs import labelled, to_model
 from backlight.numerics.bootstrap import Interval, mean_interval, statistic_interval
 from backlight.numerics.lanczos import Operator, dot, lanczos, lanczos_each, norm, repeats
 from backlight.numerics.quadrature import smoothed
@@ -104,7 +104,7 @@ def measure(
     }
     densities = {side: density(eigenvalues["all"], side, resamples, seed) for side in ("negative", "positive")}
     arrays = {side: points for side, points in densities.items() if len(points)}
-    claims = [convexity_claim(summary["all"]["nep"], settings.top)]
+    claims = [negative_claim(summary["all"]["nep"], settings.top)]
     return HessianSpectrum(name or type(model).__name__, table, claims, facts, arrays)
 
 
@@ -163,14 +163,18 @@ def density(eigenvalues: Array, side: str, resamples: int = 1000, seed: int = 0)
     return np.stack([sign * grid, *mean_interval(per_batch, resamples=resamples, seed=seed)])[:, ::sign]
 
 
-def convexity_claim(nep: Interval, top: int) -> Claim:
-    """Claim 5: the loss is not convex.  It holds if NEP is above 0, and does not hold if NEP is below `FEW`."""
+def negative_claim(nep: Interval, top: int) -> Claim:
+    """Claim 5: some of the largest eigenvalues are negative.  It holds if NEP is above 0, and not if NEP is below `FEW`.
+
+    If it holds, the loss is not convex.  If it does not, nothing follows about convexity: smaller ones are not measured.
+    """
     value, low, high = map(float, nep)
     verdict: Verdict = "holds" if low > 0 else "does not hold" if high < FEW else "undecided"
     return Claim(
-        "The loss is not convex: some of its largest Hessian eigenvalues are negative, many for a ViT and few for a ResNet.",
+        "Some of the largest Hessian eigenvalues of the loss are negative, many for a ViT and few for a ResNet.",
         "Figures 1b and 4",
-        f"NEP, share of negative ones among the {top} eigenvalues of largest magnitude of each batch",
+        f"NEP, share of negative ones among the {top} eigenvalues of largest magnitude of each batch; "
+        "smaller ones are not measured",
         value, low, high, verdict,
     )  # fmt: skip
 
@@ -192,7 +196,7 @@ def groups(batches: Iterable[Any], most: int) -> Iterator[list[Batch]]:
     [2, 1, 1]
     """
     group: list[Batch] = []
-    for batch in batches:
+    for batch in map(labelled, batches):
         if group and group[0][0].shape != batch[0].shape:
             yield group
             group = []

@@ -2,12 +2,16 @@
 
 Park & Kim, "How Do Vision Transformers Work?" (ICLR 2022), figure 9.  The authors' code computes the unbiased variance over
 the positions of a map, for each image and channel, and averages it over both.  In an issue the author also agreed to the
-variance "over samples"; ``over="samples"`` computes it.
+variance "over samples"; ``over="samples"`` computes it.  The paper also says of figure 9 that the variance accumulates with
+depth and peaks at the end of each stage.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -31,6 +35,11 @@ CLAIMS: dict[str, tuple[Sign, str]] = {
     "conv": ("positive", "Convolutions make feature maps diverse: they raise their variance."),
     "mlp": ("positive", "MLPs make feature maps diverse: they raise their variance."),
 }
+ACCUMULATES = "Variance accumulates with depth."
+PEAKS = "Variance peaks at the end of a stage, then falls."
+LOWERS_AT_ENDS = "Attention at the end of a stage lowers the variance there."
+#: Indices of taps whose variances a claim compares: (denominator, numerator) each.
+Pairs = Sequence[tuple[int, int]]
 
 
 def spatial_variance(maps: Tensor) -> Tensor:
@@ -98,16 +107,43 @@ class Variances:
 
     def _claims(self, variances: list[np.ndarray], resamples: int, seed: int) -> list[Claim]:
         claims = []
-        for kind, (sign, statement) in CLAIMS.items():
+        variance = "normalised variance" if self.normalise else "variance"
+        for sign, statement, compared, pairs in self._comparisons(variances):
             with np.errstate(divide="ignore", invalid="ignore"):
-                steps = [np.log(variances[after] / variances[before]) for before, after in self.streams.transforms([kind])]
-            change = np.mean(steps, axis=0) if steps else np.empty(0)
+                ratios = [np.log(variances[above] / variances[below]) for below, above in pairs]
+            change = np.mean(ratios, axis=0) if ratios else np.empty(0)
             change = change[np.isfinite(change)]  # a blank image has variance 0
             if len(change):
                 interval = mean_interval(change, resamples=resamples, seed=seed)
-                quantity = f"log of variance after over before, mean of {len(steps)} {kind} units (nepers)"
+                quantity = f"log of {variance} {compared} (nepers)"
                 claims.append(Claim.of_sign(sign, interval, statement=statement, source="Figure 9", quantity=quantity))
         return claims
+
+    def _comparisons(self, variances: list[np.ndarray]) -> Iterator[tuple[Sign, str, str, Pairs]]:
+        """Each claim as sign, statement, what is compared, and the taps; without taps it cannot be tested on this model."""
+        for kind, (sign, statement) in CLAIMS.items():
+            pairs = self.streams.transforms([kind])
+            yield sign, statement, f"after over before, mean of {len(pairs)} {kind} units", pairs
+        stages = self._stages()
+        taps = [[tap for _, tap in stage] for stage in stages]
+        ends = [(0, taps[-1][-1])] if sum(map(len, taps)) > 1 else []
+        yield "positive", ACCUMULATES, "after the last unit over before the first", ends
+        others = [[*stage[:-1], following[0]] for stage, following in pairwise(taps)]
+        largest = [max(stage, key=lambda tap: float(variances[tap].mean())) for stage in others]
+        peaks = [(other, stage[-1]) for other, stage in zip(largest, taps, strict=False)]
+        compared = (
+            f"after the last unit of a stage over the largest other in it and after the next unit, mean of {len(peaks)} stages"
+        )
+        yield "positive", PEAKS, compared, peaks
+        last = [tap for stage in stages for tap in [tap for kind, tap in stage if kind != "mlp"][-1:]]
+        pairs = [pair for pair in self.streams.transforms(["attention"]) if pair[1] in last] if len(stages) > 1 else []
+        compared = f"after over before, mean of {len(pairs)} attention units that end a stage or have only MLPs behind them"
+        yield "negative", LOWERS_AT_ENDS, compared, pairs
+
+    def _stages(self) -> list[list[tuple[str, int]]]:
+        """The kind of each unit and the tap after it, by stage."""
+        units = [(row["stage"], row["kind"], after) for row, _, after in self.streams.rows() if row["unit"] >= 0]
+        return [[(kind, after) for _, kind, after in stage] for _, stage in groupby(units, key=itemgetter(0))]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def metrics(results: Results) -> Metrics:
     rows = []
     for block in blocks:
         which = "" if block == "all" else f", {block} parameters"
-        nep = "%; share of negative ones among the largest eigenvalues; 0 for a convex loss"
+        nep = "%; share of negative ones among the largest eigenvalues; 0 is no proof of a convex loss"
         ape = "mean of the positive eigenvalues; larger is sharper"
         rows.append((f"NEP{which}", nep, [_summary(r, block, "nep", 100) for r in results]))
         rows.append((f"APE{which}", ape, [_summary(r, block, "ape") for r in results]))
