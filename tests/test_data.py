@@ -722,6 +722,99 @@ def test_folders_without_images_or_classes_are_refused(tmp_path):
     assert f"no class folders in {tmp_path}/empty/cat" in sentence(f"{tmp_path}/empty/cat")
 
 
+def test_a_flat_folder_is_data_without_labels(tmp_path):
+    write_folder(tmp_path, {"flat": 5})
+    (tmp_path / "flat" / "notes.txt").write_text("not an image")
+    data = load_data(f"{tmp_path}/flat", batch_size=2)
+    assert (data.images, data.classes, data.provenance["split"]) == (5, (), "all")
+    batches_of_it = list(data)
+    assert [labels for _, labels in batches_of_it] == [None] * 3
+    expected = np.stack([some_pixels(i) for i in range(5)]) / np.float32(255)
+    np.testing.assert_allclose(torch.cat([images for images, _ in batches_of_it]).permute(0, 2, 3, 1), expected, atol=1e-6)
+    assert load_data(f"{tmp_path}/flat", limit=3).images == 3
+    with pytest.raises(UserError, match="have no labels, and the loss needs them"):
+        dataset(f"{tmp_path}/flat")
+
+
+def test_analyses_without_labels_run_on_a_flat_folder_and_others_say_what_is_missing(tmp_path, run):
+    write_folder(tmp_path, {"flat": 6})
+    model = "word:cc c?block=basic&dim=8&stem=cifar&num_classes=4&img_size=8"
+    code, out, err = run("variance", model, "--no-pretrained", "--data", f"{tmp_path}/flat", "--quiet")
+    assert code == 0, err
+    assert out.count("\n") > 2
+    code, _, err = run("calibration", model, "--no-pretrained", "--data", f"{tmp_path}/flat", "--quiet")
+    assert code == 2
+    assert "give no tensor of labels" in err
+
+
+@pytest.mark.parametrize("header", ["", "file,label\n"])
+def test_a_table_gives_labels_to_a_flat_folder(tmp_path, header):
+    write_folder(tmp_path, {"flat": 5})
+    table = tmp_path / "labels.csv"
+    table.write_text(header + "3.png,7\n0.png,2\n\n1.png, 7\n")
+    images, labels = batches(load_data(f"{tmp_path}/flat?labels={table}"))
+    assert labels.tolist() == [7, 2, 7]
+    expected = np.stack([some_pixels(i) for i in (3, 0, 1)]) / np.float32(255)
+    np.testing.assert_allclose(images.permute(0, 2, 3, 1), expected, atol=1e-6)
+    assert load_data(f"{tmp_path}/flat?labels={table}").classes == ()  # the model may have more than 8 outputs
+    assert len(dataset(f"{tmp_path}/flat?labels={table}").classes) == 8
+    first = load_data(f"{tmp_path}/flat?labels={table}").provenance["content_sha256"]
+    table.write_text(header + "3.png,7\n0.png,2\n1.png,2\n")
+    assert load_data(f"{tmp_path}/flat?labels={table}").provenance["content_sha256"] != first
+    table.write_text(header + "3.png,wren\n0.png,finch\n")
+    named = load_data(f"{tmp_path}/flat?labels={table}")
+    assert (named.classes, batches(named)[1].tolist()) == (("finch", "wren"), [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("9.png,1\n", "row 1: there is no image"),
+        ("0.png\n", "row 1 has no label"),
+        ("file,label\n0.png,1\n0.png,2\n", "row 3 lists an image twice"),
+        ("file,label\n", "lists no images"),
+    ],
+)
+def test_a_wrong_table_of_labels_is_one_sentence(tmp_path, text, message):
+    write_folder(tmp_path, {"flat": 2})
+    (tmp_path / "labels.csv").write_text(text)
+    assert message in sentence(f"{tmp_path}/flat?labels={tmp_path}/labels.csv")
+
+
+#: Ten classes of ImageNet, and their outputs in every model of its 1,000 classes (the list of Imagenette).
+IMAGENETTE = {
+    "n01440764": (0, "tench"), "n02102040": (217, "English_springer"), "n02979186": (482, "cassette player"),
+    "n03000684": (491, "chain_saw"), "n03028079": (497, "church"), "n03394916": (566, "French-horn"),
+    "n03417042": (569, "garbage truck"), "n03425413": (571, "gas pump"), "n03445777": (574, "golf_ball"),
+    "n03888257": (701, "parachute"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("by", ["WordNet id", "name"])
+def test_class_folders_are_mapped_to_the_outputs_of_an_imagenet_model(tmp_path, by):
+    names = {wnid if by == "WordNet id" else name: output for wnid, (output, name) in IMAGENETTE.items()}
+    write_folder(tmp_path, dict.fromkeys(names, 2))
+    model = Model(input_size=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0, num_classes=1000)
+    data = load_data(str(tmp_path), model=model)
+    _, labels = batches(data)
+    assert labels.tolist() == [names[name] for name in sorted(names) for _ in range(2)]
+    assert len(data.classes) == 1000
+    assert data.provenance["outputs"]["by"] == by
+    assert data.classes[217] == "n02102040"
+
+
+def test_class_folders_that_are_not_imagenets_keep_their_numbers(tmp_path):
+    described = {"input_size": (3, 8, 8), "mean": (0.0,) * 3, "std": (1.0,) * 3, "crop_pct": 1.0}
+    for folder, names in (("unknown", ["tench", "gnome"]), ("ambiguous", ["crane", "tench"])):  # a bird and a machine
+        write_folder(tmp_path / folder, dict.fromkeys(names, 1))
+        data = load_data(f"{tmp_path}/{folder}", model=Model(num_classes=1000, **described))
+        assert data.classes == tuple(sorted(names))
+        assert "outputs" not in data.provenance
+    write_folder(tmp_path / "wordnet", dict.fromkeys(IMAGENETTE, 1))
+    data = load_data(f"{tmp_path}/wordnet", model=Model(num_classes=10, **described))  # trained on these ten
+    assert batches(data)[1].tolist() == list(range(10))
+
+
 def test_splits_with_other_classes_are_refused(tmp_path):
     write_folder(tmp_path / "train", {"a": 1, "b": 1})
     write_folder(tmp_path / "val", {"b": 1})

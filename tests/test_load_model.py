@@ -7,11 +7,13 @@ import sys
 import time
 
 import huggingface_hub
+import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
 from timm.data import resolve_data_config
+from torch import nn
 
 from backlight.errors import Unavailable, UserError
 from backlight.models.architectures.alternet import AlterNet
@@ -554,6 +556,48 @@ def test_the_arguments_of_a_factory_can_describe_its_preprocessing(script):
     assert values["std"] == [1.0, 1.0, 1.0]
     with pytest.raises(UserError) as refused:
         load_model("my_models:Net?mean=(0.1, 0.2, 0.3)")
+    assert "input_size=(3, 224, 224)" in sentence(refused)
+
+
+def test_a_preprocessing_gives_the_same_images_in_the_name_and_in_the_factory(script, tmp_path):
+    """An image that has the model's size is not cropped; the pixels are those of Pillow."""
+    from PIL import Image
+
+    from backlight.data.loading import load_data
+
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        (tmp_path / "images" / f"c{i}").mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / "images" / f"c{i}" / "0.png")
+    (script.parent / "described.py").write_text(
+        "import torch\n\n\ndef make(width=3):\n    model = torch.nn.Conv2d(width, 10, 32)\n"
+        "    model.pretrained_cfg = {'input_size': (3, 32, 32), 'mean': (0.1, 0.2, 0.3), 'std': (0.5, 0.6, 0.7)}\n"
+        "    return model\n\n\ndef bare():\n    return torch.nn.Conv2d(3, 10, 32)\n"
+    )
+    in_name = "described.py:bare?input_size=(3, 32, 32)&mean=(0.1, 0.2, 0.3)&std=(0.5, 0.6, 0.7)"
+    records = []
+    for spec in ("described.py:make", in_name):
+        with pytest.warns(UserWarning, match="assumed: interpolation bicubic, crop_pct 1.0, crop_mode center"):
+            data = load_data(str(tmp_path / "images"), model=load_model(spec))
+        expected = (pixels / 255 - (0.1, 0.2, 0.3)) / (0.5, 0.6, 0.7)
+        np.testing.assert_allclose(next(iter(data))[0].permute(0, 2, 3, 1), expected, atol=1e-5)
+        records.append(data.provenance["preprocessing"])
+    assert records[0] == records[1]
+    assert records[0]["assumed"] == ["interpolation", "crop_pct", "crop_mode"]
+
+
+def test_only_what_is_missing_is_assumed():
+    from backlight.data.preprocessing import preprocessing
+
+    model = nn.Conv2d(3, 10, 32)
+    model.pretrained_cfg = {"input_size": (3, 32, 32)}
+    record = preprocessing(model)
+    assert record["assumed"] == ["mean", "std", "interpolation", "crop_pct", "crop_mode"]
+    assert (record["mean"], record["std"], record["crop_pct"]) == ([0.0] * 3, [1.0] * 3, 1.0)
+    assert preprocessing(load_model("resnet18", pretrained=False))["assumed"] == []
+    model.pretrained_cfg = {"mean": (0.5,) * 3}
+    with pytest.raises(UserError) as refused:
+        preprocessing(model)
     assert "input_size=(3, 224, 224)" in sentence(refused)
 
 

@@ -181,7 +181,7 @@ def test_no_images(analysis, empty):
         (noise(4, 3, 8, 8), r"shape \(3, 8, 8\)"),  # images instead of batches of images
         ((noise(4, 3, 8, 8), LABELS[:4]), r"shape \(4,\)"),  # one batch instead of a list of it
         ([(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), LABELS[:4])], "uint8"),
-        ([{"image": noise(4, 3, 8, 8), "label": LABELS[:4]}], "dict"),
+        ([{"picture": noise(4, 3, 8, 8), "label": LABELS[:4]}], "dict"),
     ],
 )
 def test_data_that_are_no_batches_of_images(analysis, wrong, says):

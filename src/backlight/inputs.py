@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from backlight.devices import device_of, dtype_of
 from backlight.errors import UserError
+
+#: Under these names a batch that is a dict holds its images, and its labels.
+IMAGES = ("pixel_values", "images", "image", "img")
+LABELS = ("labels", "label", "targets", "target")
+
+
+def images_and_labels(batch: Any) -> tuple[Any, Any]:
+    """The parts of a batch: a tensor of images, a tuple (images, labels), or a dict with names of `IMAGES` and `LABELS`.
+
+    Labels are None where the batch has none.  Errors: UserError for a dict without images.
+    """
+    if isinstance(batch, Mapping):
+        key = next((name for name in IMAGES if name in batch), None)
+        if key is None:
+            raise UserError(f"a batch is a dict of {', '.join(map(str, batch))}; call its images {' or '.join(IMAGES)}")
+        return batch[key], next((batch[name] for name in LABELS if name in batch), None)
+    images, labels, *_ = (*batch, None, None) if isinstance(batch, (tuple, list)) else (batch, None)
+    return images, labels
+
+
+def labelled(batch: Any) -> tuple[Tensor, Tensor]:
+    """The images and the labels of a batch.  Errors: UserError if one of them is missing or no tensor."""
+    images, labels = images_and_labels(batch)
+    if isinstance(images, Tensor) and labels is None:
+        raise UserError("the data have no labels, and the loss needs them: batches must be pairs of tensors (images, targets)")
+    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
+        raise UserError(f"batches must be pairs of tensors (images, targets), and this is a {type(batch).__name__}")
+    return images, labels
 
 
 def image_batches(data: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -17,7 +45,7 @@ def image_batches(data: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]
     Shapes: images (B, C, H, W).  Errors: UserError if an item is not a batch of images, or its pixels are not scaled.
     """
     for batch in data:
-        images, labels, *_ = (batch, None) if isinstance(batch, Tensor) else (*batch, None, None)
+        images, labels = images_and_labels(batch)
         if not isinstance(images, Tensor) or images.ndim != 4:
             what = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(batch).__name__}"
             raise UserError(f"data must yield batches of images (B, C, H, W), alone or with labels, and this yields {what}")

@@ -8,14 +8,14 @@ import shutil
 
 from backlight.results.provenance import versions
 
-#: Libraries that are extras, and the extra that installs each.
+#: Libraries that are extras: the extra that installs each, and what it is for.
 EXTRAS = {
-    "transformers": "hf",
-    "datasets": "hf",
-    "webdataset": "wds",
-    "imagecorruptions": "corruptions",
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
+    "transformers": ("hf", "models named hf:..."),
+    "datasets": ("hf", "data named hfds/... and hfids/..."),
+    "webdataset": ("wds", "data named wds/..."),
+    "imagecorruptions": ("corruptions", "the corruptions frost and spatter"),
+    "tensorboard": ("tensorboard", "training logs for TensorBoard"),
+    "wandb": ("wandb", "training logs for Weights & Biases"),
 }
 
 
@@ -35,8 +35,9 @@ def findings() -> dict[str, str]:
         "gpu": ", ".join(gpus) or "none",
         "models": ", ".join(f"{len(names)} {source}" for source, names in list_names().items()),
         **{
-            package: "installed" if importlib.util.find_spec(package) else f"missing: pip install 'backlight[{extra}]'"
-            for package, extra in EXTRAS.items()
+            package: f"{purpose}: "
+            + ("installed" if importlib.util.find_spec(package) else f"missing, pip install 'backlight[{extra}]'")
+            for package, (extra, purpose) in EXTRAS.items()
         },
         "browser": browser,
     }

@@ -14,7 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from backlight.curvature.loss import Predicate, differentiable, uncompiled
 from backlight.errors import UserError
-from backlight.inputs import tensors
+from backlight.inputs import labelled, tensors
 
 #: The largest relative error of a probe that rounding explains.
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
@@ -62,15 +62,13 @@ def selected_parameters(model: nn.Module, params: Predicate | None) -> dict[str,
 def micro_batches(batches: Iterable[Any], micro_batch: int | None, statistics: str) -> tuple[tuple[Tensor, Tensor], ...]:
     """The batches, cut into parts of at most ``micro_batch`` images.
 
-    Errors: UserError if there are no images, if these are not pairs of tensors, or if statistics of a batch forbid cutting it.
+    Errors: UserError if there are no images, targets are missing or no tensors, or statistics of a batch forbid cutting it.
     """
     if micro_batch is not None and (micro_batch < 1 or statistics == "batch"):
         raise UserError(f"micro_batch is {micro_batch}; it must be at least 1, and needs statistics='running'")
     parts: list[tuple[Tensor, Tensor]] = []
     for batch in batches:
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
-            raise UserError(f"batches must be pairs of tensors (images, targets), and this is a {type(batch).__name__}")
-        images, targets = batch
+        images, targets = labelled(batch)
         if len(images) != len(targets):
             raise UserError(f"a batch has {len(images)} images and {len(targets)} targets")
         if len(images):

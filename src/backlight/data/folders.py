@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class FileRows:
 
 
 def folder(path: Path, split: str, *, name: str) -> ImageSet:
-    """A split of a folder that holds class folders, or split folders with class folders in them.
+    """A split of a folder that holds class folders, or split folders with class folders in them; or of images without labels.
 
     Without split folders every split is the whole folder.  Labels number the class folders in alphabetical order, as in
     torchvision's ImageFolder.
@@ -57,6 +58,9 @@ def folder(path: Path, split: str, *, name: str) -> ImageSet:
     part = resolved_split(split, splits, path) if splits else "all"
     split_folder = path / part if splits else path
     classes = subfolders(split_folder)
+    if not classes and (files := image_files(split_folder)):
+        rows, count = FileRows(split_folder, files), len(files)
+        return ImageSet(name, part, (), np.zeros(count, np.int64), rows, np.arange(count), labelled=False)
     if not classes:
         raise UserError(f"no class folders in {split_folder}: expected images as {split_folder / 'CLASS' / 'IMAGE.jpg'}")
     refuse_unequal_classes(path, splits)
@@ -73,6 +77,52 @@ def folder(path: Path, split: str, *, name: str) -> ImageSet:
     return image_set(name, FileRows(path, paths), split=part, classes=classes, labels=labels)
 
 
+@dataclass(frozen=True)
+class LabelledFileRows(FileRows):
+    """The same with labels from a table, which belong to the content."""
+
+    labels: Sequence[str]
+
+    def content(self, rows: Iterable[int]) -> tuple[str, str]:
+        """The hash of the paths, sizes and labels of these rows."""
+        sizes = (f"{self.paths[row]}\t{os.stat(self.root / self.paths[row]).st_size}\t{self.labels[row]}" for row in rows)
+        return sha256_of_lines(sizes), "paths, sizes and labels of the images"
+
+
+def labelled_folder(path: Path, table: Path, *, name: str) -> ImageSet:
+    """The images of a folder that a CSV table lists, in its order: file name below the folder, label.
+
+    Labels are the model's output numbers, or names of classes, which are numbered in alphabetical order.  A first row without
+    an image's name is the header.  Every split is the whole table.
+    Errors: UserError that names the table and its row.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as opened:
+            rows = [(number, row) for number, row in enumerate(csv.reader(opened), start=1) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read the labels in {table}: {error}") from error
+    if rows and not rows[0][1][0].strip().lower().endswith(IMG_EXTENSIONS):
+        del rows[0]
+    if not rows:
+        raise UserError(f"{table} lists no images: write a row for each, file name and label")
+    labels: dict[str, str] = {}
+    for number, row in rows:
+        file, label = (*(cell.strip() for cell in row), "", "")[:2]
+        if not label or file in labels:
+            problem = "lists an image twice" if file in labels else "has no label"
+            raise UserError(f"{table} row {number} {problem}: write file name and label, once for each image")
+        if not (path / file).is_file():
+            raise UserError(f"{table} row {number}: there is no image {path / file}")
+        labels[file] = label
+    names = list(labels.values())
+    are_numbers = all(label.isascii() and label.isdigit() for label in names)
+    classes = () if are_numbers else tuple(sorted(set(names)))  # of numbers it is not known how many there are
+    numbers = np.array([int(label) if are_numbers else classes.index(label) for label in names], np.int64)
+    return ImageSet(name, "all", classes, numbers, LabelledFileRows(path, list(labels), names), np.arange(len(numbers)))
+
+
 def imagenet(root: Path, split: str) -> ImageSet:
     """ImageNet-1k as root/train/WNID and root/val/WNID.
 
@@ -87,6 +137,14 @@ def imagenet(root: Path, split: str) -> ImageSet:
             " give the folder's path as the data"
         )
     return images
+
+
+def image_files(path: Path) -> list[str]:
+    """The names of the images in a folder, sorted, without hidden ones."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    names = (entry.name for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith("."))
+    return sorted(name for name in names if name.lower().endswith(IMG_EXTENSIONS))
 
 
 def subfolders(path: Path) -> list[str]:

@@ -56,6 +56,7 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
     source: Rows
     rows: np.ndarray
     skipped: tuple[str, ...] = ()  # what `readable` left out
+    labelled: bool = True  # False: the labels are all 0 and mean nothing
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from backlight.data.cifar import cifar
+from backlight.data.class_names import as_outputs_of
 from backlight.data.cue_conflict import shapes
-from backlight.data.folders import folder, imagenet
-from backlight.data.image_set import ImageSet, Stream, other_shape, sha256_of_lines
+from backlight.data.folders import folder, imagenet, labelled_folder
+from backlight.data.image_set import ImageSet, Stream, numbered, other_shape, sha256_of_lines
 from backlight.data.parquet import parquet, parquet_splits
 from backlight.data.preprocessing import preparation
 from backlight.data.sampling import at_least_one, stratified
@@ -38,7 +40,8 @@ NAMES = {
     "cifar10": "CIFAR-10, 32 px, in torchvision's folder under --data-root",
     "cifar100": "CIFAR-100, 32 px, in torchvision's folder under --data-root",
     "imagenet": "ImageNet-1k, as train/WNID and val/WNID under --data-root",
-    "FOLDER": "class folders, or train, val or test folders of them, or parquet files in the Hub's layout",
+    "FOLDER": "class folders, train, val or test folders of them, images without labels, or parquet files in the Hub's layout",
+    "FOLDER?labels=FILE": "images without class folders; FILE is a CSV table of file name and label",
     "hfds/ORG/NAME": "a set on the Hugging Face Hub, as timm spells it; hfids/ORG/NAME streams it",
     "wds/FOLDER": "webdataset's tar files, as timm reads them",
 }
@@ -60,6 +63,8 @@ def load_data(
 ) -> Data:
     """Batches of a data set, by its name or from `dataset`, with the model's preprocessing.
 
+    A model with the classes of ImageNet gets its output numbers as labels, if the data name some of them by WordNet id or by
+    name; see `as_outputs_of`.  A folder of images without class folders has no labels.
     Without a model the images keep their size, as pixels in [0, 1].  A transform replaces the model's preprocessing: it
     takes a PIL image in the model's colours and returns a tensor (C, H, W).
 
@@ -67,7 +72,11 @@ def load_data(
     """
     at_least_one("batch_size", batch_size)
     source = open_data(name, split, root=root, download=download, limit=limit, seed=seed) if isinstance(name, str) else name
+    source, outputs = as_outputs_of(model, source) if isinstance(source, ImageSet) else (source, {})
     prepare, record = preparation(model, transform)
+    if assumed := record.get("assumed"):
+        values = ", ".join(f"{name} {record[name]}" for name in assumed)
+        warnings.warn(f"the pretrained_cfg of {type(model).__name__} does not say everything; assumed: {values}", stacklevel=2)
     example = source[0][0] if isinstance(source, ImageSet) else next(iter(source))[0]
     shape = tuple(prepare(example).shape)
     prepared = Prepared(source, prepare, shape) if isinstance(source, ImageSet) else PreparedStream(source, prepare)
@@ -80,8 +89,9 @@ def load_data(
         images=len(source),
         classes=source.classes,
         batch_size=batch_size,
-        provenance=source_record(source, limit, seed) | preprocessed,
+        provenance=source_record(source, limit, seed) | preprocessed | outputs,
         loader=partial(loader, prepared, batch_size, workers),
+        labelled=not isinstance(source, ImageSet) or source.labelled,
     )
 
 
@@ -89,7 +99,8 @@ def load_data(
 class Data:
     """Batches of (images, labels), the same batches in the same order on every pass.
 
-    Shapes: images (B, C, H, W) float32, labels (B,) int64.  `images` is the number of images, `len` the number of batches.
+    Shapes: images (B, C, H, W) float32, labels (B,) int64, or None for data without labels.  `images` is the number of
+    images, `len` the number of batches.
     """
 
     images: int
@@ -97,13 +108,14 @@ class Data:
     batch_size: int
     provenance: dict[str, Any]  # plain values: the data set, the images used, their preprocessing
     loader: Callable[[], DataLoader] = field(repr=False)
+    labelled: bool = True
     _loaders: list[DataLoader] = field(default_factory=list, init=False, repr=False)  # one, once there was a pass
     _lock: Any = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __len__(self) -> int:
         return math.ceil(self.images / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         first = self._lock.acquire(blocking=False)  # a loader serves one pass at a time; zip(data, data) makes another
         try:
             if first and not self._loaders:
@@ -113,7 +125,7 @@ class Data:
                     self._loaders.clear()  # the traceback would hold the workers, and they would never end
                     raise batch
                 images, labels = batch
-                yield images, labels
+                yield images, labels if self.labelled else None
         finally:
             if first:
                 self._lock.release()
@@ -137,6 +149,12 @@ def dataset(
     source = open_data(name, split, root=root, download=download, limit=limit, seed=seed)
     if isinstance(source, Stream):
         raise UserError(f"{name} can only be read in order and training shuffles: use hfds/ or a folder")
+    if not source.labelled:
+        raise UserError(
+            f"the images in {name} have no labels, and the loss needs them: put them into one folder for each class"
+        )
+    if not source.classes:
+        source = replace(source, classes=numbered(source.labels))
     return readable(source) if skip_unreadable else source
 
 
@@ -167,15 +185,23 @@ def by_name(name: str, split: str, *, root: Path | None, download: bool) -> Imag
         return imagenet(data_root, split)
     if "/" in name and name.partition("/")[0].lower() in READERS:
         return through_timm(name, split, root=root, download=download)
-    path = Path(name).expanduser()
-    if name and path.is_dir():
-        return (parquet if parquet_splits(path) else folder)(path, split, name=name)
+    folder_name, _, labels = name.partition("?labels=")
+    path = Path(folder_name).expanduser()
+    if folder_name and path.is_dir():
+        return by_path(path, labels, split, name)
     if path.is_file():
         raise UserError(f"{name} is a file: give the folder that holds the images or parquet files")
     if os.sep in name or name.startswith((".", "~")):
         raise UserError(f"no folder at {name}")
     known = [word for word in NAMES if word.islower()]  # the others stand for a path or name of the user's
     raise UserError(f"no data called {name!r}{did_you_mean(name, known) or '; known are ' + ', '.join(known)}")
+
+
+def by_path(path: Path, labels: str, split: str, name: str) -> ImageSet:
+    """The images of a folder: those of a table of labels, or parquet files, or class folders."""
+    if labels:
+        return labelled_folder(path, Path(labels).expanduser(), name=name)
+    return (parquet if parquet_splits(path) else folder)(path, split, name=name)
 
 
 def source_record(source: ImageSet | Stream, limit: int | None, seed: int) -> dict[str, Any]:

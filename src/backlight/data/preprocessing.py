@@ -20,13 +20,19 @@ from backlight.errors import UserError
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey (ITU-R 601), as in Pillow's "L"
 SETTINGS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # as timm's create_transform names them
+#: What is assumed where ``pretrained_cfg`` does not say it: an image of the model's size keeps its pixels, in [0, 1].
+ASSUMED: dict[str, Any] = {
+    "mean": (0.0,), "std": (1.0,), "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center",
+}  # fmt: skip
 
 
 def preprocessing(model: nn.Module) -> dict[str, Any]:
     """How the model wants its images: input_size [C, H, W], interpolation, mean, std, crop_pct, crop_mode, colours.
 
     It is ``pretrained_cfg``, except where the model was built for another size or number of channels: `adjusted` lists
-    what differs.  Errors: UserError for a model without ``pretrained_cfg``, or with other than 1 or 3 channels.
+    what differs.  `assumed` lists what it does not say: an image of the model's size is then not cropped, and its pixels
+    are in [0, 1].
+    Errors: UserError for a model without ``pretrained_cfg`` or input size, or with other than 1 or 3 channels.
     """
     from timm.data import resolve_data_config
 
@@ -37,8 +43,15 @@ def preprocessing(model: nn.Module) -> dict[str, Any]:
             " interpolation, crop_pct), or write NAME?input_size=(3, 224, 224)&mean=...&std=..., or give a transform"
         )
     cfg = cfg if isinstance(cfg, dict) else cfg.to_dict()
-    config = resolve_data_config({}, pretrained_cfg=cfg)
-    size = built_size(model) or list(config["input_size"][1:])
+    size = built_size(model)
+    if size is None and not cfg.get("input_size"):
+        raise UserError(
+            f"the size of {kind}'s images is missing: add input_size=(3, 224, 224) to its pretrained_cfg, or to the MODEL"
+            " after a question mark"
+        )
+    assumed = [key for key in SETTINGS if cfg.get(key) is None]
+    config = resolve_data_config({}, pretrained_cfg=cfg | {key: ASSUMED[key] for key in assumed})
+    size = size or list(config["input_size"][1:])
     channels = built_channels(model, cfg) or config["input_size"][0]
     if channels not in (1, 3):
         raise UserError(f"{kind} takes {channels} channels and images have 1 or 3: give a transform")
@@ -48,7 +61,8 @@ def preprocessing(model: nn.Module) -> dict[str, Any]:
         **adjusted,
         **{key: config[key] for key in ("interpolation", "crop_pct", "crop_mode")},
         "colours": "RGB" if channels == 3 else "L",
-        "adjusted": [key for key, value in adjusted.items() if value != list(config[key])],
+        "adjusted": [key for key, value in adjusted.items() if key not in assumed and value != list(config[key])],
+        "assumed": assumed,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -94,8 +95,10 @@ class GeneratedCorruptions:
 
     @classmethod
     def of(cls, settings: CorruptionSettings, seed: int) -> GeneratedCorruptions:
-        """Errors: Unavailable if a corruption needs a library that is not installed."""
+        """Errors: Unavailable if a corruption needs a library that is not installed.  A warning says which is left out."""
         refuse_missing(settings.corruptions)
+        if settings.left_out:
+            warnings.warn(f"left out: {settings.left_out}", stacklevel=3)
         return cls(settings.strengths, seed)
 
     @property

@@ -98,10 +98,7 @@ class AlterNet(nn.Module):
         """The last map, normalised and rectified.  Shapes: (B, in_chans, H, W) -> (B, num_features, h, w)."""
         x = self.stem(x)
         for stage in self.stages:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint_seq(stage, x)
-            else:
-                x = stage(x)
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing and not torch.jit.is_scripting() else stage(x)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -349,6 +346,7 @@ IMAGENET: dict[str, Any] = {
     "input_size": (3, 224, 224),
     "pool_size": (7, 7),
     "crop_pct": 0.875,
+    "crop_mode": "center",
     "interpolation": "bicubic",
     "mean": IMAGENET_DEFAULT_MEAN,
     "std": IMAGENET_DEFAULT_STD,

@@ -6,6 +6,7 @@ Park & Kim (2022), README and figures 5 to 9.  The classes are timm's, so timm's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -85,7 +86,7 @@ def configuration(name: str) -> dict[str, Any]:
     return CIFAR_100 | {
         "first_conv": FIRST.get(family, "patch_embed.proj"),
         "classifier": HEADS.get(family, "head"),
-        "pool_size": None,
+        "pool_size": (4, 4) if family in ("resnet", "resnext", "swin") else None,  # None, as in timm, for tokens
         "fixed_input_size": family not in ("resnet", "resnext"),
     }
 
@@ -105,7 +106,16 @@ default_cfgs = generate_default_cfgs({name: configuration(name) for name in NAME
 def create(cls: type[nn.Module], variant: str, pretrained: bool, defaults: dict[str, Any], arguments: dict[str, Any]) -> Any:
     """The registered model ``variant``, built as timm builds its own; the user's arguments override the defaults."""
     arguments = defaults | arguments
-    return build_model_with_cfg(cls, variant, pretrained, feature_cfg={"feature_cls": "getter"}, **arguments)
+    feature_cfg = {"out_indices": feature_indices(arguments), "feature_cls": "getter"}
+    return build_model_with_cfg(cls, variant, pretrained, feature_cfg=feature_cfg, **arguments)
+
+
+def feature_indices(arguments: dict[str, Any]) -> int | tuple[int, ...]:
+    """The maps that ``features_only=True`` returns, as in timm: of all stages, or of the last three blocks."""
+    if "layers" in arguments:
+        return tuple(range(len(arguments["layers"]) + 1))  # and of the stem
+    stages = arguments.get("depths", arguments.get("depth"))
+    return tuple(range(len(stages))) if isinstance(stages, Sequence) else 3
 
 
 @register_model

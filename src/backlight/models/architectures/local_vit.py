@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, register_notrace_module
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -19,6 +19,7 @@ from backlight.errors import UserError
 from backlight.models.architectures.cifar import VIT_TI, configuration, create
 
 
+@register_notrace_module  # torch.fx traces a mask of None as a variable
 class NeighbourAttention(Attention):
     """timm's multi-head attention; each query attends to the keys at most ``kernel // 2`` rows and columns away.
 
@@ -60,8 +61,8 @@ class LocalViT(VisionTransformer):
     def __init__(self, *, kernel: int | None = 3, **arguments: Any) -> None:
         if kernel is not None and (not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0):
             raise UserError(f"kernel={kernel!r}: it must be odd, at least 1, or none for all tokens")
-        for name, required in (("class_token", False), ("global_pool", "avg")):
-            if arguments.setdefault(name, required) != required:
+        for name, default, refused in (("class_token", False, (True,)), ("global_pool", "avg", ("token",))):
+            if arguments.setdefault(name, default) in refused:
                 raise UserError(f"{name}={arguments[name]!r}: a class token has no neighbourhood; use vit_ti_cifar")
         if kernel is not None:
             arguments["attn_layer"] = NeighbourAttention

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 
+@register_notrace_module  # the padding depends on the size of the map, which torch.fx does not know
 class WindowAttention(nn.Module):
     """Multi-head attention in non-overlapping windows of ``window`` x ``window`` pixels.
 

@@ -28,7 +28,7 @@ def from_factory(spec: ModelSpec, *, num_classes: int | None) -> nn.Module:
     """The model that the factory returns, with the factory's weights.  The working directory is importable meanwhile.
 
     ``FILE.py:make?input_size=(3, 32, 32)&mean=(0.5, 0.5, 0.5)&std=(0.5, 0.5, 0.5)`` describes the preprocessing of a model
-    without ``pretrained_cfg``; without mean and std its images are pixels in [0, 1].
+    without ``pretrained_cfg``, or overrides it, as if the factory had written it there.
     """
     location, _, attribute = spec.name.rpartition(":")
     with importable(os.getcwd(), os.path.dirname(location) or os.getcwd()):
@@ -39,16 +39,12 @@ def from_factory(spec: ModelSpec, *, num_classes: int | None) -> nn.Module:
         model = made if isinstance(made, nn.Module) else called(made, own, num_classes)
     if not isinstance(model, nn.Module):
         raise UserError(f"{spec} returned {type(model).__name__}, not a torch.nn.Module")
-    return with_pretrained_cfg(model, preprocessing(model, described)) if described else model
-
-
-def preprocessing(model: nn.Module, described: dict[str, Any]) -> dict[str, Any]:
-    """The model's own preprocessing; what the MODEL's arguments describe overrides it."""
-    values = pretrained_cfg_of(model) | described
-    if "input_size" not in values:
+    if not described:
+        return model
+    cfg = pretrained_cfg_of(model) | described
+    if "input_size" not in cfg:
         raise UserError(f"the size of the images is missing: add input_size=(3, 224, 224) to {', '.join(described)}")
-    channels = values["input_size"][0]
-    return {"mean": (0.0,) * channels, "std": (1.0,) * channels, "crop_pct": 1.0} | values
+    return with_pretrained_cfg(model, cfg)
 
 
 def called(factory: Callable[..., Any], spec: ModelSpec, num_classes: int | None) -> Any:
