@@ -477,7 +477,7 @@ def _rank(rank, file, queue):
 
 
 def test_batches_of_several_ranks_are_one_data_set(tmp_path):
-    context = torch.multiprocessing.get_context("fork")
+    context = torch.multiprocessing.get_context("forkserver")  # a fork cannot differentiate after autograd's threads ran
     queue = context.Queue()
     started = [context.Process(target=_rank, args=(rank, tmp_path / "store", queue)) for rank in range(2)]
     for process in started:

@@ -1,6 +1,7 @@
 """A long computation that is killed in the middle resumes, and ends with the result of an uninterrupted one.
 
-Commands run in forked processes, which have imported everything already: starting Python anew takes longer than the work.
+Commands run in processes forked from a server that has imported everything already: starting Python anew takes longer than the
+work, and a fork of the tests' own process could not differentiate once another test has used autograd's threads.
 """
 
 from __future__ import annotations
@@ -9,21 +10,18 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from backlight.cli.main import main
 from backlight.results.result import Row
 from backlight.study.folder import load
 from backlight.study.run import folder_name, run_study
 from backlight.study.settings import StudySettings
-
-for name in ("pyarrow.parquet", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf"):
-    import_module(name)  # once here, and not in each process
 
 MODEL = "word:cc ca?dim=4&heads=1&dim_head=4&stem=cifar&in_chans=1&img_size=28&num_classes=10"
 SHARED = ["--no-pretrained", "--resamples", "20", "--quiet"]
@@ -39,32 +37,36 @@ REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], int]] = {
 }
 
 
-class Command:
-    """A command in a forked process.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["backlight.cli.main", "backlight.study.run", "matplotlib.backends.backend_pdf"])
 
-    It can be killed just before it finishes a partial result, when the file is written but not yet renamed.
-    """
+
+def run_command(folder: Path, words: Sequence[str], killed_at: int | None) -> None:
+    """Run a command; kill this process when ``killed_at`` partial results are finished and the next is not yet renamed."""
+    sys.stdout, sys.stderr = ((folder / name).open("w") for name in ("out", "err"))
+    replace, finished = os.replace, []
+
+    def recorded(draft: Path, target: Path) -> None:
+        if ".partial-" in str(target):
+            if len(finished) == killed_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            finished.append(target.name)
+            (folder / "written").write_text("\n".join(finished))
+        replace(draft, target)
+
+    os.replace = recorded  # type: ignore[assignment]
+    torch.set_num_threads(1)  # as in the tests' own process: sums in another order differ in the last digits
+    main(words)
+
+
+class Command:
+    """A command in a process of its own."""
 
     def __init__(self, folder: Path, *words: str, killed_at: int | None = None) -> None:
         folder.mkdir()
-        self.folder, self.words, self.killed_at = folder, words, killed_at
-        self.process = multiprocessing.get_context("fork").Process(target=self._run)
+        self.folder = folder
+        self.process = SERVER.Process(target=run_command, args=(folder, words, killed_at))
         self.process.start()
-
-    def _run(self) -> None:
-        sys.stdout, sys.stderr = ((self.folder / name).open("w") for name in ("out", "err"))
-        replace, finished = os.replace, []
-
-        def recorded(draft: Path, target: Path) -> None:
-            if ".partial-" in str(target):
-                if len(finished) == self.killed_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                finished.append(target.name)
-                (self.folder / "written").write_text("\n".join(finished))
-            replace(draft, target)
-
-        os.replace = recorded  # type: ignore[assignment]
-        main(self.words)
 
     def exit_code(self) -> int | None:
         self.process.join()

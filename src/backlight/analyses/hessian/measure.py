@@ -200,7 +200,7 @@ def groups(batches: Iterable[Any], most: int) -> Iterator[list[Batch]]:
         if group and group[0][0].shape != batch[0].shape:
             yield group
             group = []
-        group.append(tuple(batch))
+        group.append(batch)
         if len(group) == most:
             yield group
             group = []
