@@ -20,7 +20,7 @@ test: .venv/dev
 	$(BIN)/pytest -n 2 --dist loadfile
 
 # Environments of their own beside .venv; several GB each.
-test-oldest: VERSIONS := torch==2.11.* torchvision==0.26.* timm==1.0.20
+test-oldest: VERSIONS := torch==2.11.* torchvision==0.26.* timm==1.0.31
 test-newest: VERSIONS := torch torchvision timm
 test-oldest test-newest: .venv/dev
 	$(PYTHON) -m venv .venv/$@

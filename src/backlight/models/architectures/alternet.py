@@ -142,7 +142,7 @@ class AlterNet(nn.Module):
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
         if prune_head or shortened:
             self.num_classes = 0
-            self.head.in_features = self.num_features  # timm 1.0.20 takes it from there, not as an argument
+            self.head.in_features = self.num_features
             self.head.reset(0, "")
         return selected
 
