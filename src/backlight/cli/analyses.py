@@ -12,7 +12,7 @@ import typer
 from backlight.analyses.catalog import CATALOG, entry
 from backlight.analyses.entry import Analysis
 from backlight.cli.options import AsJson, Given, Models, Out, Overwrite, Quiet, shard_numbered, takes
-from backlight.cli.output import display, print_csv, print_json, say
+from backlight.cli.output import display, interrupts, print_csv, print_json, say
 from backlight.errors import UserError
 from backlight.study.config import BY_DEFAULT, Config, read_config
 from backlight.study.plan import plan
@@ -143,13 +143,15 @@ def run_and_tell(
     from backlight.study.run import run_study
 
     failed = 0
-    with display(quiet) as show:
+    with display(quiet) as show, interrupts() as interrupted:
         running = run_study(models, analyses, shared, out, keep_going=keep_going, overwrite=overwrite, show=show)
         with closing(running):  # type: ignore[type-var]
             for done in running:
                 failed += done.failed
                 if not quiet or done.failed:
                     (say if quiet else show)(f"{done.model} {done.analysis}: {done.state}")
+                if interrupted:
+                    raise KeyboardInterrupt
     return failed
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from backlight.progress import Display, Show, quiet
@@ -15,6 +17,26 @@ from backlight.progress import Display, Show, quiet
 def display(silent: bool) -> AbstractContextManager[Show]:
     """Shows progress within the block, or nothing."""
     return nullcontext(quiet) if silent else Display()
+
+
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Within the block Ctrl-C is noted in the list, besides being raised: Python drops what is raised inside a callback."""
+    noted: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, before)
 
 
 def say(line: str) -> None:
