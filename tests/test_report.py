@@ -63,8 +63,10 @@ def ends(column: str, value: float) -> dict[str, float]:
 def results_of(model: str, kinds: str) -> list[Result]:
     units = word(kinds)
     stem = {"unit": -1, "kind": "stem", "stage": 0, "module": "stem"}
-    claim = Claim.of_sign("negative", (-2, -3, -1), statement="Attention is a low-pass filter.", source="Figure 8",
-                          quantity=f"mean of {len(units)} units (nepers)")  # fmt: skip
+    claim = Claim.of_sign(
+        "negative", (-2, -3, -1), id="fourier/attention-relative", statement="Attention is a low-pass filter.",
+        source="Figure 8", quantity=f"mean of {len(units)} units (nepers)", count=50,
+    )  # fmt: skip
     spectrum = [
         unit | {"height": 8, "width": 8, "cycles": k, "frequency": k / 4} | ends("delta", -0.1 * k * (i + 1))
         | (ends("transfer", 0.05 * k) if i else dict.fromkeys(["transfer", "transfer_low", "transfer_high"], np.nan))

@@ -89,7 +89,7 @@ def test_the_json_is_strict(small, tmp_path):
     def refuse(constant):
         raise AssertionError(constant)
 
-    claim = Claim("", "", "", math.nan, -math.inf, math.inf, "undecided")
+    claim = Claim("", "", "", "", math.nan, -math.inf, math.inf, "undecided", 50, "images")
     provenance = {**small.provenance, "odd": [math.nan, np.float32(0.5), np.int64(3), (1, {"x": np.nan})]}
     folder = replace(small, claims=[claim], provenance=provenance).save(tmp_path / "there")
     document = json.loads((folder / "result.json").read_text(encoding="utf-8"), parse_constant=refuse)
@@ -345,11 +345,15 @@ def test_drawing_changes_no_ones_settings(result):
     ],
 )  # fmt: skip
 def test_a_claim_holds_if_its_whole_interval_has_the_sign(interval, sign, verdict):
-    assert Claim.of_sign(sign, interval, statement="", source="", quantity="").verdict == verdict
+    assert Claim.of_sign(sign, interval, id="", statement="", source="", quantity="", count=50).verdict == verdict
 
 
 def test_plain_values_are_what_json_holds():
-    document = {"a": (1, math.inf), "b": Claim("s", "f", "q", math.nan, 0.0, 1.0, "undecided"), "c": np.bool_(True)}
+    document = {
+        "a": (1, math.inf),
+        "b": Claim("i", "s", "f", "q", math.nan, 0.0, 1.0, "undecided", 50, "images"),
+        "c": np.bool_(True),
+    }
     assert json.dumps(plain(document), allow_nan=False)
     assert plain(document)["b"]["value"] is None
     assert plain(document)["c"] is True

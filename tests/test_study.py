@@ -242,16 +242,3 @@ def test_the_demo_is_a_study_file() -> None:
     assert len(plan(config.models, config.analyses, StudySettings(**config.shared))) == 23
     shown = (Path(__file__).parents[1] / "docs" / "study.md").read_text()
     assert DEMO.read_text() in shown
-
-
-def test_a_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
-    """Before version 0.2 the provenance was called evidence, and a study listed models and analyses apart."""
-    list(run_study([TINY], {"variance": {}}, SMALL, tmp_path))
-    place = tmp_path / folder_name(TINY) / "variance" / "result.json"
-    document = json.loads(place.read_text())
-    document["evidence"] = document.pop("provenance")
-    place.write_text(json.dumps(document))
-    (tmp_path / "study.json").write_text(json.dumps({"models": [TINY], "analyses": ["variance", "lesion"]}))
-    study = read_study(tmp_path)
-    assert study.models[0].results["variance"].provenance["images"] == 20
-    assert study.absent == [f"{TINY}, lesion: not run yet; run the study again to resume it"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def claims(trials: Sequence[Trial], gains: dict[str, dict[str, Any]]) -> list[Claim]:
+def claims(trials: Sequence[Trial], gains: dict[str, dict[str, Any]], seeds: int) -> list[Claim]:
     """The claims that the search can decide.  The first replacement is fixed beforehand, so its claim has no selection bias."""
     points = "percentage points of accuracy"
     decided = []
@@ -29,6 +29,9 @@ def claims(trials: Sequence[Trial], gains: dict[str, dict[str, Any]]) -> list[Cl
             Claim.of_sign(
                 "positive",
                 [100 * x for x in trials[1].difference],
+                id="buildup/first",
+                count=seeds,
+                over="seeds",
                 statement=f"Attention instead of unit {trials[1].units[0]}, the first of the rule, improves the baseline.",
                 source="Section 4.1, figure 12a",
                 quantity=f"{points} on held-out images, paired over seeds",
@@ -43,6 +46,9 @@ def claims(trials: Sequence[Trial], gains: dict[str, dict[str, Any]]) -> list[Cl
             Claim.of_sign(
                 "positive",
                 [100 * x for x in gain["both"]],
+                id=f"buildup/{role}",
+                count=seeds,
+                over="seeds",
                 statement=statements[role],
                 source="Section 4.1, figure 12a",
                 quantity=f"{points} on the test images, paired over seeds and images",

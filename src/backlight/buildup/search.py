@@ -319,7 +319,7 @@ def final_result(bench: Bench, search: Search, matched: Sequence[Trial], over_bu
     }  # fmt: skip
     table = [trial_row(design, trial) for design, trial in zip(designs, trials, strict=True)]
     accuracies = np.array([trial.accuracies for trial in trials])
-    return Buildup(run.model, table, claims(trials, gains), facts, {"accuracy": accuracies})
+    return Buildup(run.model, table, claims(trials, gains, len(run.seeds)), facts, {"accuracy": accuracies})
 
 
 def trial_row(design: Design, trial: Trial) -> Row:

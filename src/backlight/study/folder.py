@@ -50,7 +50,7 @@ def load(folder: str | Path) -> Result:
         arrays = load_file(folder / "arrays.safetensors") if (folder / "arrays.safetensors").exists() else {}
         kind = _result_type(document["analysis"])
         claims = [_claim(**claim) for claim in document["claims"]]
-        provenance = document["provenance"] if "provenance" in document else document["evidence"]  # before version 0.2
+        provenance = document["provenance"]
     except BROKEN as error:
         raise UserError(f"{folder} holds no complete result of Backlight: {' '.join(str(error).split())}") from error
     for row in table:

@@ -101,6 +101,11 @@ class AttackScores:
     resamples: int
     seed: int
 
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return self.scores.shape[-1]
+
     def of(self, score: str, attack: str) -> np.ndarray:
         """A score under an attack, epsilons in ascending order.  Shapes: -> (epsilons, n)."""
         return self.scores[1 + ATTACKS.index(attack) :: len(ATTACKS), SCORES.index(score)]
@@ -140,39 +145,45 @@ class AttackScores:
         clean = self.scores[0, 0][None]
         pgd, fgsm, random = (self.of("accuracy", attack) for attack in ("pgd", "fgsm", "random"))
         rise = self._never_positive(
+            "monotone",
             paired_difference_interval(pgd.T, np.concatenate([clean, pgd[:-1]]).T),
             "Accuracy never rises with epsilon.",
             "largest rise of accuracy under PGD from an epsilon to the next (percentage points)",
         )
         steps = self._of_sign(
+            "steps-help",
             "positive",
             self._mean(self.of("gain", "pgd").mean(0)),
             "More steps bring PGD closer to its goal.",
             "loss after the last step less loss after the first, mean over epsilons (nats)",
         )
         stronger = self._never_positive(
+            "pgd-above-fgsm",
             paired_difference_interval(pgd.T, fgsm.T),
             "PGD is at least as strong as FGSM.",
             "largest excess of the accuracy under PGD over that under FGSM, of all epsilons (percentage points)",
         )
         aimed = self._of_sign(
+            "gradient-above-noise",
             "negative",
             Interval(*(100 * x for x in paired_difference_interval(pgd.mean(0), random.mean(0)))),
             "The gradient harms more than random noise of the same size.",
             "accuracy under PGD less that under random noise, mean over epsilons (percentage points)",
         )
         gradient = self._never_positive(
+            "gradients",
             share_interval(self.without_gradient[:, None]),
             "Every image has a gradient.",
             "share of the images whose gradient is zero everywhere or not finite (%)",
         )
         return [rise, *([steps] if self.settings.steps > 1 else []), stronger, aimed, gradient]
 
-    def _of_sign(self, sign: Sign, interval: Interval, statement: str, quantity: str) -> Claim:
+    def _of_sign(self, name: str, sign: Sign, interval: Interval, statement: str, quantity: str) -> Claim:
         """The claim that a mean over images has this sign."""
-        return Claim.of_sign(sign, interval, statement=statement, source="Athalye et al. 2018", quantity=quantity)
+        about: dict[str, Any] = {"statement": statement, "source": "Athalye et al. 2018", "quantity": quantity}
+        return Claim.of_sign(sign, interval, id=f"adversarial/{name}", count=self.images, **about)
 
-    def _never_positive(self, excess: Interval, statement: str, quantity: str) -> Claim:
+    def _never_positive(self, name: str, excess: Interval, statement: str, quantity: str) -> Claim:
         """The claim that the largest of m means over images is not above zero.
 
         Undecided if it is above zero and its interval holds zero.  Shapes: (m,), as fractions.
@@ -182,7 +193,8 @@ class AttackScores:
         verdict: Verdict = "undecided" if not np.isfinite(low) else "does not hold" if low > 0 else "holds"
         if verdict == "holds" and value > 0:
             verdict = "undecided"
-        return Claim(statement, "Athalye et al. 2018", quantity, value, low, high, verdict)
+        about = statement, "Athalye et al. 2018", quantity
+        return Claim(f"adversarial/{name}", *about, value, low, high, verdict, self.images, "images")
 
     def masking(self) -> dict[str, list[float]]:
         """Signs of masked gradients: shares of images, each with its interval."""

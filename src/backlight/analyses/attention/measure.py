@@ -207,10 +207,13 @@ def _claims(rows: Sequence[Row], metrics: Sequence[np.ndarray], resamples: int, 
         steps = [metrics[stage[-1]][..., k].mean(1) - metrics[stage[0]][..., k].mean(1) for stage in several]
         return mean_interval(np.mean(steps, axis=0), resamples=resamples, seed=seed)
 
+    images = len(metrics[0])
     return [
         Claim.of_sign(
             "positive",
             rise("distance"),
+            id="attention/distance-rises",
+            count=images,
             statement="The attention distance is larger at the end of a stage than at its start.",
             source="Dosovitskiy et al. (2021), figure 7",
             quantity="distance of a stage's last attention minus that of its first, mean over heads and stages (pixels)",
@@ -218,6 +221,8 @@ def _claims(rows: Sequence[Row], metrics: Sequence[np.ndarray], resamples: int, 
         Claim.of_sign(
             "negative",
             rise("nmi"),
+            id="attention/collapse",
+            count=images,
             statement="Attention collapses, as after contrastive training: at the end of a stage it depends less on the query.",
             source="Park et al. (2023), section 2",
             quantity="NMI of a stage's last attention minus that of its first, mean over heads and stages",

@@ -161,6 +161,8 @@ class Confidence:
         claim = Claim.of_sign(
             "negative",
             [ends[signed] for ends in intervals],
+            id="calibration/under-confident",
+            count=images,
             statement="The model is under-confident, as models trained with strong augmentation are.",
             source="Figure F.1",
             quantity="signed ECE, confidence minus accuracy",

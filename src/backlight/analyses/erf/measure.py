@@ -162,17 +162,20 @@ def _claims(fields: Sequence[Field], interval: Callable[..., Interval], *, named
     """On the last stream against the first, unless modules were named in any order; and on the last stream alone."""
     first, last, half = fields[0], fields[-1], np.array([0.5])
 
-    def claim(statement: str, quantity: str, statistic: Callable[[Array], Array]) -> Claim:
-        return Claim.of_sign("positive", interval(statistic), statement=statement, source=LUO, quantity=quantity)
+    def claim(name: str, statement: str, quantity: str, statistic: Callable[[Array], Array]) -> Claim:
+        about: dict[str, Any] = {"id": f"erf/{name}", "statement": statement, "source": LUO, "quantity": quantity}
+        return Claim.of_sign("positive", interval(statistic), count=last.images, **about)
 
     if not named and len(fields) > 1:
         yield claim(
+            "grows",
             "Units see further with depth.",
             "side of the square that holds half of the field, after the last unit minus before the first (pixels)",
             lambda weights: (last.side(weights, half) - first.side(weights, half))[0],
         )
     side = last.squares.side(last.held.sum(0), np.ones(1))[0]
     yield claim(
+        "centre",
         "The centre of a receptive field counts more than its border.",
         "share of the field in the central half of the area of its support, after the last unit, minus one half",
         lambda weights: last.squares.central_share(weights @ last.held, side) - 0.5,

@@ -122,19 +122,25 @@ class Spectra:
         """Each statement in both readings: by Δ, relative to the mean of the map, and by the highest frequency alone."""
         delta, high = [log[:, -1] - log[:, 0] for log in logs], [log[:, -1] for log in logs]  # (n,) per tap
         readings = [
-            (delta, "Figure 8", "relative to the mean of the map: change of Δ log amplitude"),
-            (high, "A second reading of figure 8", "absolute: change of log amplitude"),
+            (delta, "relative", "Figure 8", "relative to the mean of the map: change of Δ log amplitude"),
+            (high, "absolute", "A second reading of figure 8", "absolute: change of log amplitude"),
         ]
         claims = []
         for kind, (sign, *statements) in CLAIMS.items():
             pairs = self.streams.transforms([kind])
             if not pairs:
                 continue
-            for (levels, source, change), statement in zip(readings, statements, strict=True):
+            for (levels, reading, source, change), statement in zip(readings, statements, strict=True):
                 step = np.mean([levels[after] - levels[before] for before, after in pairs], axis=0)
                 interval = mean_interval(step, resamples=resamples, seed=seed)
                 quantity = f"{change} at the highest frequency, mean of {len(pairs)} {kind} units (nepers)"
-                claims.append(Claim.of_sign(sign, interval, statement=statement, source=source, quantity=quantity))
+                about: dict[str, Any] = {
+                    "id": f"fourier/{kind}-{reading}",
+                    "statement": statement,
+                    "source": source,
+                    "quantity": quantity,
+                }
+                claims.append(Claim.of_sign(sign, interval, count=len(step), **about))
         return claims
 
 

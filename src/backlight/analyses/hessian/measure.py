@@ -104,7 +104,7 @@ def measure(
     }
     densities = {side: density(eigenvalues["all"], side, resamples, seed) for side in ("negative", "positive")}
     arrays = {side: points for side, points in densities.items() if len(points)}
-    claims = [negative_claim(summary["all"]["nep"], settings.top)]
+    claims = [negative_claim(summary["all"]["nep"], settings.top, len(spectra))]
     return HessianSpectrum(name or type(model).__name__, table, claims, facts, arrays)
 
 
@@ -163,7 +163,7 @@ def density(eigenvalues: Array, side: str, resamples: int = 1000, seed: int = 0)
     return np.stack([sign * grid, *mean_interval(per_batch, resamples=resamples, seed=seed)])[:, ::sign]
 
 
-def negative_claim(nep: Interval, top: int) -> Claim:
+def negative_claim(nep: Interval, top: int, batches: int) -> Claim:
     """Claim 5: some of the largest eigenvalues are negative.  It holds if NEP is above 0, and not if NEP is below `FEW`.
 
     If it holds, the loss is not convex.  If it does not, nothing follows about convexity: smaller ones are not measured.
@@ -171,11 +171,12 @@ def negative_claim(nep: Interval, top: int) -> Claim:
     value, low, high = map(float, nep)
     verdict: Verdict = "holds" if low > 0 else "does not hold" if high < FEW else "undecided"
     return Claim(
+        "hessian/negative-eigenvalues",
         "Some of the largest Hessian eigenvalues of the loss are negative, many for a ViT and few for a ResNet.",
         "Figures 1b and 4",
         f"NEP, share of negative ones among the {top} eigenvalues of largest magnitude of each batch; "
         "smaller ones are not measured",
-        value, low, high, verdict,
+        value, low, high, verdict, batches, "mini-batches",
     )  # fmt: skip
 
 

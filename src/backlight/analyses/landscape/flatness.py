@@ -89,7 +89,7 @@ def flatness(
     }
 
 
-def claims(nll: ResampledMean, curvature: Interval, settings: LandscapeSettings) -> list[Claim]:
+def claims(nll: ResampledMean, curvature: Interval, settings: LandscapeSettings, images: int) -> list[Claim]:
     """What one plane of one model shows; nothing if the loss at the centre is not finite."""
     if not np.isfinite(nll.value[len(nll.value) // 2]):
         return []
@@ -108,6 +108,8 @@ def claims(nll: ResampledMean, curvature: Interval, settings: LandscapeSettings)
         Claim.of_sign(
             "positive",
             (value, *ends),
+            id="landscape/rises",
+            count=images,
             statement="In this plane the loss only rises on the way out from the trained weights.",
             source="Figure 1a",
             quantity=f"smallest change of NLL over a step of the grid outwards, on {len(along)} rays (nats)",
@@ -115,6 +117,8 @@ def claims(nll: ResampledMean, curvature: Interval, settings: LandscapeSettings)
         Claim.of_sign(
             "positive",
             (end[flattest] for end in curvature),
+            id="landscape/curves-upwards",
+            count=images,
             statement="At the trained weights the loss curves upwards along every direction of the plane.",
             source="Figures 1a and 4",
             quantity="smallest curvature of NLL along a direction (nats per squared coordinate)",

@@ -103,7 +103,7 @@ def measure(
     }
     if settings.precision == "bfloat16":
         facts["agreement"] = _agreement(rows, settings)
-    tested = [] if missing else claims(nll, curvature, settings)
+    tested = [] if missing else claims(nll, curvature, settings, image_count(fixed))
     return Landscape(name or type(model).__name__, table, tested, facts, plane.arrays)
 
 

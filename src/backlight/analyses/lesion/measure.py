@@ -288,11 +288,17 @@ def _claims(silenced: Sequence[Unit], correct: np.ndarray) -> list[Claim]:
     stages = [list(group) for _, group in groupby(enumerate(silenced), key=lambda pair: pair[1].stage)]
     claims = []
 
-    def claim(pairs: list[tuple[int, int]], statement: str, quantity: str) -> None:
+    def claim(name: str, pairs: list[tuple[int, int]], statement: str, quantity: str) -> None:
         if pairs:
             first, second = (correct[list(members)].mean(0) for members in zip(*pairs, strict=True))
             interval = Interval(*(100 * x for x in paired_difference_interval(first, second)))
-            claims.append(Claim.of_sign("negative", interval, statement=statement, source="Figure 10b", quantity=quantity))
+            about: dict[str, Any] = {
+                "id": f"lesion/{name}",
+                "statement": statement,
+                "source": "Figure 10b",
+                "quantity": quantity,
+            }
+            claims.append(Claim.of_sign("negative", interval, count=correct.shape[1], **about))
 
     def end_of(stage: list[tuple[int, Unit]]) -> list[tuple[int, int]]:
         """The last attention and the last unit of another kind, if the stage has both."""
@@ -301,11 +307,13 @@ def _claims(silenced: Sequence[Unit], correct: np.ndarray) -> list[Claim]:
         return [(attentions[-1], others[-1])] if attentions and others else []
 
     claim(
+        "first-unit",
         [(stage[0][0], stage[-1][0]) for stage in stages if len(stage) > 1],
         "Within a stage, losing the first unit hurts more than losing the last.",
         "accuracy without the first unit minus accuracy without the last, mean over stages (percentage points)",
     )
     claim(
+        "last-attention",
         [pair for stage in stages for pair in end_of(stage)],
         "At the end of a stage, losing an attention hurts more than losing another unit.",
         "accuracy without a stage's last attention minus accuracy without its last other unit (percentage points)",

@@ -98,7 +98,7 @@ def measure(
         "high_less_low": {score: [float(x) for x in interval] for score, interval in contrast.items()},
     }
     arrays = _heat_map(noises, batch_errors) if settings.basis else {}
-    return Noise(name or type(model).__name__, table, _claims(kinds, contrast), facts, arrays)
+    return Noise(name or type(model).__name__, table, _claims(kinds, contrast, images_done), facts, arrays)
 
 
 class ImageNoise:
@@ -192,13 +192,21 @@ def _contrast(settings: NoiseSettings, scores: np.ndarray, resamples: int, seed:
     return {score: Interval(*(x[0] for x in intervals[s])) for s, score in enumerate(SCORES[:2])}
 
 
-def _claims(kinds: set[str], contrast: dict[str, Interval]) -> list[Claim]:
+def _claims(kinds: set[str], contrast: dict[str, Interval], images: int) -> list[Claim]:
     """The paper's statement about each kind of unit in the model; a model with both kinds gets both, and one holds at most."""
     if not contrast:
         return []
     quantity = "change of accuracy under noise above 0.5π less that below, mean of all bands and severities (percentage points)"
     return [
-        Claim.of_sign(sign, (100 * x for x in contrast["accuracy"]), statement=statement, source="Figure 2b", quantity=quantity)
+        Claim.of_sign(
+            sign,
+            (100 * x for x in contrast["accuracy"]),
+            id=f"noise/{kind}",
+            statement=statement,
+            source="Figure 2b",
+            quantity=quantity,
+            count=images,
+        )
         for kind, (sign, statement) in CLAIMS.items()
         if kind in kinds
     ]

@@ -42,11 +42,13 @@ if TYPE_CHECKING:
 #: The bootstrap resamples mini-batches; a long run's in this many groups to twice as many, so that memory is constant.
 GROUPS = 128
 BLOCKS = (
+    "similarity/blocks",
     "Units are more alike within a stage than across stages: the model behaves like a series of small models.",
     "Figure 10a",
     "mean CKA of two units of the same stage minus that of two units of different stages",
 )
 MATCHED = (
+    "similarity/blocks-at-equal-distance",
     "At equal distance in depth, units are still more alike within a stage than across stages.",
     "A control of figure 10a",
     "mean CKA of two units of the same stage minus that of units at the same distance in different stages",
@@ -235,7 +237,7 @@ def _result(
         ],
     }
     claims = [
-        _claim(*text, contrast, square, values)
+        _claim(*text, contrast, square, values, len(groups))
         for text, contrast, values in zip((BLOCKS, MATCHED), contrasts, resampled, strict=False)
         if contrast.any()
     ]
@@ -286,10 +288,13 @@ def _resampled(
     return low, high, values
 
 
-def _claim(statement: str, source: str, quantity: str, contrast: Array, square: Array, resampled: Array) -> Claim:
+def _claim(
+    id: str, statement: str, source: str, quantity: str, contrast: Array, square: Array, resampled: Array, batches: int
+) -> Claim:
     counted = contrast != 0
     interval = (float(square[counted] @ contrast[counted]), *np.quantile(resampled, [0.025, 0.975]))
-    return Claim.of_sign("positive", interval, statement=statement, source=source, quantity=quantity)
+    about: dict[str, Any] = {"id": id, "statement": statement, "source": source, "quantity": quantity}
+    return Claim.of_sign("positive", interval, count=batches, over="mini-batches", **about)
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,8 @@ def _claim(scores: Array, resamples: int, seed: int) -> Claim:
     return Claim.of_sign(
         "negative",
         mean_interval(scores[-1, 0] - scores[0, 0], resamples=resamples, seed=seed),
+        id="trajectory/loss-falls",
+        count=scores.shape[-1],
         statement="From the first snapshot to the last the loss falls on these images.",
         source="Version 1, learning trajectories",
         quantity="NLL of the model less NLL of the first snapshot (nats), paired over images",

@@ -35,9 +35,9 @@ CLAIMS: dict[str, tuple[Sign, str]] = {
     "conv": ("positive", "Convolutions make feature maps diverse: they raise their variance."),
     "mlp": ("positive", "MLPs make feature maps diverse: they raise their variance."),
 }
-ACCUMULATES = "Variance accumulates with depth."
-PEAKS = "Variance peaks at the end of a stage, then falls."
-LOWERS_AT_ENDS = "Attention at the end of a stage lowers the variance there."
+ACCUMULATES = "accumulates", "Variance accumulates with depth."
+PEAKS = "peaks", "Variance peaks at the end of a stage, then falls."
+LOWERS_AT_ENDS = "attention-at-ends", "Attention at the end of a stage lowers the variance there."
 #: Indices of taps whose variances a claim compares: (denominator, numerator) each.
 Pairs = Sequence[tuple[int, int]]
 
@@ -108,7 +108,7 @@ class Variances:
     def _claims(self, variances: list[np.ndarray], resamples: int, seed: int) -> list[Claim]:
         claims = []
         variance = "normalised variance" if self.normalise else "variance"
-        for sign, statement, compared, pairs in self._comparisons(variances):
+        for sign, (name, statement), compared, pairs in self._comparisons(variances):
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratios = [np.log(variances[above] / variances[below]) for below, above in pairs]
             change = np.mean(ratios, axis=0) if ratios else np.empty(0)
@@ -116,14 +116,20 @@ class Variances:
             if len(change):
                 interval = mean_interval(change, resamples=resamples, seed=seed)
                 quantity = f"log of {variance} {compared} (nepers)"
-                claims.append(Claim.of_sign(sign, interval, statement=statement, source="Figure 9", quantity=quantity))
+                about: dict[str, Any] = {
+                    "id": f"variance/{name}",
+                    "statement": statement,
+                    "source": "Figure 9",
+                    "quantity": quantity,
+                }
+                claims.append(Claim.of_sign(sign, interval, count=len(change), **about))
         return claims
 
-    def _comparisons(self, variances: list[np.ndarray]) -> Iterator[tuple[Sign, str, str, Pairs]]:
+    def _comparisons(self, variances: list[np.ndarray]) -> Iterator[tuple[Sign, tuple[str, str], str, Pairs]]:
         """Each claim as sign, statement, what is compared, and the taps; without taps it cannot be tested on this model."""
         for kind, (sign, statement) in CLAIMS.items():
             pairs = self.streams.transforms([kind])
-            yield sign, statement, f"after over before, mean of {len(pairs)} {kind} units", pairs
+            yield sign, (kind, statement), f"after over before, mean of {len(pairs)} {kind} units", pairs
         stages = self._stages()
         taps = [[tap for _, tap in stage] for stage in stages]
         ends = [(0, taps[-1][-1])] if sum(map(len, taps)) > 1 else []
