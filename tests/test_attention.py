@@ -293,7 +293,7 @@ class SimilarTokens(nn.Module):
 @pytest.mark.parametrize(("gains", "verdicts"), [((50, 0), ["holds", "holds"]), ((0, 50), ["does not hold"] * 2)])
 def test_the_claims_compare_the_ends_of_a_stage(gains, verdicts):
     model = tower(*(Residual(SimilarTokens(gain)) for gain in gains))
-    result = attention(model, batches(noise(16, 3, 6, 6), 8))
+    result = attention(model, batches(noise(24, 3, 6, 6), 8))
     assert [claim.verdict for claim in result.claims] == verdicts
     first, last = result.rows()
     assert result.claims[0].value == pytest.approx(last["distance"] - first["distance"])

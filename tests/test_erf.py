@@ -64,7 +64,7 @@ def smallest(field, centre, share):
 
 @pytest.mark.parametrize("side", [3, 5])
 def test_a_stack_of_box_filters_is_their_convolution(side):
-    result = erf(boxes(3, side), [positive(4, 1, 21, 21)], at=["0", "1", "2"], shares=ALL)
+    result = erf(boxes(3, side), [positive(24, 1, 21, 21)], at=["0", "1", "2"], shares=ALL)
     known = np.zeros(21)
     known[10] = 1
     for unit, field in fields(result).items():  # unit -1 is the input of the first convolution: the image
@@ -82,9 +82,9 @@ def test_a_stack_of_box_filters_is_their_convolution(side):
 
 def test_half_of_a_box_is_in_half_its_area_and_a_stack_of_boxes_is_concentrated():
     """Luo et al.'s claim, where the answer is known: one box is uniform, many make a Gaussian."""
-    (uniform,) = erf(boxes(1, 11), [positive(4, 1, 21, 21)], at=["0"]).claims
+    (uniform,) = erf(boxes(1, 11), [positive(24, 1, 21, 21)], at=["0"]).claims
     assert uniform.value == pytest.approx(0, abs=0.01)
-    (gaussian,) = erf(boxes(5, 3), [positive(4, 1, 21, 21)], at=["4"]).claims
+    (gaussian,) = erf(boxes(5, 3), [positive(24, 1, 21, 21)], at=["4"]).claims
     assert gaussian.verdict == "holds"
     profile = np.ones(1)
     for _ in range(5):

@@ -46,7 +46,7 @@ def curves(result, column="delta"):
     return {unit: [row[column] for row in rows] for unit, rows in groupby(result.rows(), key=lambda row: row["unit"])}
 
 
-def data(n=12, side=8, size=6):
+def data(n=24, side=8, size=6):
     return batches(noise(n, 3, side, side).double(), size)
 
 

@@ -45,7 +45,7 @@ class Linear(nn.Module):
         return images.flatten(1) @ self.weight.T
 
 
-def grey(n=12, side=24, channels=1):
+def grey(n=24, side=24, channels=1):
     """Flat images of label 0, which a detector answers correctly until it detects something."""
     return [(torch.full((n, channels, side, side), 0.5), torch.zeros(n, dtype=torch.long))]
 
@@ -73,7 +73,7 @@ def test_noise_costs_accuracy_at_the_frequencies_that_the_model_detects_and_nowh
     for row in rows:
         detected = low < row["frequency"] < high
         assert row["accuracy_change"] == (-1 if detected else 0), row["frequency"]
-        assert row["accuracy_change_low"] == pytest.approx(-1 if detected else -(1.96**2) / (12 + 1.96**2), rel=1e-4)  # Tango's
+        assert row["accuracy_change_low"] == pytest.approx(-1 if detected else -(1.96**2) / (24 + 1.96**2), rel=1e-4)  # Tango's
         assert (row["nll_change"] > 1) == detected
 
 
