@@ -79,8 +79,9 @@ MODELS |= {name: partial(load_model, name) for name in DEMOS}
 
 
 def drawn(images: int, batch_size: int, seed: int, root: str | None, name: str) -> list[Batch]:
-    """Batches as in training, three channels at 32 x 32."""
-    batches = draw_batches(name, model=Expecting(), images=images, batch_size=batch_size, seed=seed, root=root)
+    """Batches as in a training with the paper's recipe, three channels at 32 x 32."""
+    settings = {"images": images, "batch_size": batch_size, "seed": seed, "root": root}
+    batches = draw_batches(name, model=Expecting(), recipe="cifar", **settings)
     return [(batch.expand(-1, 3, -1, -1).contiguous(), targets) for batch, targets in batches]
 
 
@@ -108,7 +109,8 @@ def prepared(options: argparse.Namespace) -> tuple[nn.Module, list[Batch]]:
         optimiser.zero_grad()
     images = options.batch_size * options.batches
     if options.model in DEMOS:
-        return model.eval(), list(draw_batches(options.data, model=model, images=images, batch_size=options.batch_size))
+        batches = draw_batches(options.data, model=model, images=images, batch_size=options.batch_size, recipe="cifar")
+        return model.eval(), list(batches)
     return model.eval(), drawn(images, options.batch_size, options.seed, options.data_root, options.data)
 
 

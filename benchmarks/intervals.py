@@ -6,27 +6,43 @@
 - *paired difference*: a share of the images becomes wrong, a quarter of it (at most all that were wrong) becomes correct.
 - *skewed mean*: NLL of a two-class model, log(1 + exp(-margin)), the margin normal with mean 3 and standard deviation 3; the
   four bootstrap intervals of the same simulations.
+- *block structure*: CKA of the streams of demo-cnn; mini-batches are drawn from 4,000 mini-batches of 32 fashion images, whose
+  CKA is the truth.
+- *NEP*: the share of negative ones of 5 eigenvalues of each mini-batch, with a mean of p and, between mini-batches, a beta
+  distribution of variance p (1 - p) / 5 (overdispersed) or no variance (binomial).
 
-Runs in about a minute on one core.
+Runs in about three minutes on one core; ``--simulations 100`` in half a minute.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
 
+from backlight.analyses.hessian.measure import nep_and_ape
+from backlight.analyses.similarity.measure import Grams, _contrast
+from backlight.analyses.similarity.settings import SimilaritySettings
+from backlight.analyses.single_pass import find_streams, reading_streams
+from backlight.data.loading import load_data
+from backlight.models.sources.load import load_model
 from backlight.numerics.bootstrap import counts, mean_interval, skewed_mean_interval
-from backlight.numerics.proportions import proportion_interval, tango_ends
+from backlight.numerics.cka import cka, hsic
+from backlight.numerics.proportions import proportion_interval, share_interval, tango_ends
+from backlight.numerics.student import jackknife_interval
 
 SIZES = (20, 50, 200)
 PROPORTIONS = (0.5, 0.9, 0.98, 1.0)
 #: Shares of the images that become wrong.
 LOST = (0.02, 0.1, 0.3)
+MINI_BATCHES = (4, 8, 10, 16, 30)
+SHARES = (0.02, 0.1, 0.3, 0.5)
 RESAMPLES = 600
 Z = stats.norm.ppf(0.975)
 BEGIN, END = "<!-- coverage -->", "<!-- /coverage -->"
@@ -128,6 +144,71 @@ def bias_corrected(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ends[0], ends[1]
 
 
+def inside(interval: Iterable[np.ndarray], true: float) -> float:
+    """The share of simulations whose interval contains the truth, up to rounding."""
+    low, high = interval
+    return float(((low <= true + 1e-12) & (true <= high + 1e-12)).mean())
+
+
+def grams_and_stages(images: int) -> tuple[np.ndarray, list[int]]:
+    """Inner products of the streams of demo-cnn, and the stage of each; -1 for the stem.  Shapes: -> (U, images, images)."""
+    model = load_model("demo-cnn")
+    ((batch, _),) = load_data("fashion", model=model, limit=images, batch_size=images)
+    streams = find_streams(model, batch[:2], None)
+    reader = Grams(streams, SimilaritySettings())
+    with torch.inference_mode(), reading_streams(model, streams, [reader]):
+        model(batch)
+    stages = [unit["stage"] if unit["unit"] >= 0 else -1 for unit in reader.units]
+    return np.stack([reader.batch[tap].numpy() for tap in reader.order]), stages
+
+
+def blocks(simulations: int, size: int = 32, population: int = 4000) -> list[dict[str, Any]]:
+    """Coverage of both numbers of block structure over few mini-batches."""
+    grams, stages = grams_and_stages(2000)
+    contrasts = np.stack([_contrast(stages, matched) for matched in (False, True)])
+    random = np.random.default_rng(0)
+    drawn = (random.choice(grams.shape[1], size, replace=False) for _ in range(population))
+    pool = np.stack([hsic(grams[:, at[:, None], at]) for at in drawn])
+
+    def structure(dependence: np.ndarray) -> np.ndarray:
+        """Shapes: (..., U, U) -> (..., 2)."""
+        return np.tensordot(cka(dependence), contrasts, ((-2, -1), (1, 2)))
+
+    truth, rows = structure(pool.sum(0)), []
+    for n in MINI_BATCHES:
+        weights = np.concatenate(list(counts(n, RESAMPLES, 0)))
+        ends: dict[str, list[np.ndarray]] = {"used": [], "percentile": []}
+        for _ in range(simulations):
+            batches = pool[random.integers(0, population, n)]
+            total = batches.sum(0)
+            ends["used"].append(np.stack(jackknife_interval(structure(total), structure(total - batches))[1:]))
+            resampled = structure(np.tensordot(weights, batches, 1))
+            ends["percentile"].append(np.quantile(resampled, [0.025, 0.975], axis=0))
+        row: dict[str, Any] = {"n": n}
+        for name, intervals in ends.items():
+            low, high = np.stack(intervals, 1)  # (simulations, 2) each
+            for k, number in enumerate(("plain", "matched")):
+                row[f"{name}_{number}"] = inside((low[:, k], high[:, k]), float(truth[k]))
+        rows.append(row)
+    return rows
+
+
+def negative_shares(simulations: int) -> list[dict[str, Any]]:
+    """Coverage of NEP by its own interval, and by that of a proportion of mini-batches' shares."""
+    random, top, rows = np.random.default_rng(0), 5, []
+    for n in (10, 20, 30):
+        for p in SHARES:
+            row: dict[str, Any] = {"n": n, "p": p}
+            for spread in ("binomial", "overdispersed"):
+                share = p if spread == "binomial" else random.beta(4 * p, 4 * (1 - p), (simulations, n, 1))
+                negative = random.random((simulations, n, top)) < share
+                own = [nep_and_ape(np.where(one, -1.0, 1.0), 300)["nep"][1:] for one in negative]
+                row[f"used_{spread}"] = inside(np.array(own, float).T, p)
+                row[f"proportion_{spread}"] = inside(share_interval(negative.mean(2).T)[1:], p)
+            rows.append(row)
+    return rows
+
+
 def tables(results: dict[str, list[dict[str, Any]]]) -> str:
     """The results as Markdown."""
 
@@ -157,6 +238,19 @@ def tables(results: dict[str, list[dict[str, Any]]]) -> str:
                  "bias_corrected": "BCa"},
                 results["means"],
             ),
+            table(
+                "Coverage of the block structure of `similarity` (plain, and at equal distance), %:",
+                {"n": "mini-batches", "used_plain": "jackknife-t (used), plain", "used_matched": "equal distance",
+                 "percentile_plain": "percentile, plain", "percentile_matched": "equal distance"},
+                results["blocks"],
+            ),
+            table(
+                "Coverage of NEP of `hessian`, the share of negative ones of 5 eigenvalues of each mini-batch, %:",
+                {"n": "mini-batches", "p": "NEP", "used_binomial": "basic bootstrap (used), binomial",
+                 "used_overdispersed": "overdispersed", "proportion_binomial": "as a proportion, binomial",
+                 "proportion_overdispersed": "overdispersed"},
+                results["negative_shares"],
+            ),
         ]
     )  # fmt: skip
 
@@ -171,6 +265,8 @@ def main() -> None:
         "proportions": proportions(),
         "paired": paired(options.simulations),
         "means": means(min(options.simulations, 5000)),
+        "blocks": blocks(min(options.simulations, 1000)),
+        "negative_shares": negative_shares(min(options.simulations, 1000)),
     }
     options.out.write_text(json.dumps(results, indent=1) + "\n")
     page = options.page.read_text()

@@ -34,12 +34,12 @@ import torch
 from torch import nn
 
 import backlight
+from backlight.data.training_images import ImagesInMemory
+from backlight.data.training_sampling import micro_batches
 from backlight.models.cost import macs
 from backlight.recipes import recipe
 from backlight.results.provenance import versions
-from backlight.training.images import ImagesInMemory
 from backlight.training.loop import Training, optimizer, train
-from backlight.training.sampling import micro_batches
 
 MODELS = {
     "resnet": "word:ccc ccc ccc?block=basic&dim=16&stem=cifar",

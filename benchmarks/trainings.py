@@ -34,11 +34,11 @@ MODELS = {
 def summary(folder: Path, seeds: list[int]) -> dict[str, Any]:
     """Accuracy, NLL and ECE of each seed with intervals over test images, and their means with intervals over seeds."""
     models = [describe(folder / f"seed-{seed}") for seed in seeds]
-    tests = [{name: model["test"][name] for name in ("accuracy", "nll", "ece")} for model in models]
+    tests = [{name: model.test[name] for name in ("accuracy", "nll", "ece")} for model in models]
     means = {name: student([test[name][0] for test in tests]) for name in tests[0]} if len(seeds) > 1 else {}
     return {
-        "model": models[0]["model"],
-        "test_images": models[0]["test_images"],
+        "model": models[0].model,
+        "test_images": models[0].facts["test_images"],
         "seeds": dict(zip(seeds, tests, strict=True)),
         "mean": means,
     }

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from backlight.numerics.bootstrap import CHUNK, counts, mean_interval, skewed_mean_interval, statistic_interval
+from backlight.numerics.student import jackknife_interval, student
 
 
 def sample(n, *shape, seed=0):
@@ -195,3 +196,22 @@ def test_an_interval_stays_within_the_range_and_around_the_estimate():
     assert inflated.low < inflated.value == inflated.high == 1
     deflated = statistic_interval(lambda w: np.count_nonzero(w) / 40, 40)  # 1, about 0.63 for a resample
     assert deflated.high > deflated.value == deflated.low == 1
+
+
+def test_the_jackknife_of_a_mean_is_students_interval():
+    values = np.random.default_rng(0).exponential(size=(9, 3))
+    without = np.stack([np.delete(values, i, axis=0).mean(0) for i in range(9)])
+    value, low, high = jackknife_interval(values.mean(0), without)
+    for k in range(3):
+        assert (value[k], low[k], high[k]) == pytest.approx(student(values[:, k].tolist()))
+        expected = stats.ttest_1samp(values[:, k], 0).confidence_interval(0.95)
+        assert (low[k], high[k]) == (pytest.approx(expected.low), pytest.approx(expected.high))
+
+
+def test_the_jackknife_of_a_ratio_has_the_error_of_the_delta_method():
+    up, down = np.random.default_rng(0).normal((2, 3), 0.1, size=(400, 2)).T
+    ratio = up.sum() / down.sum()
+    _, low, high = jackknife_interval(np.array(ratio), (up.sum() - up) / (down.sum() - down))
+    error = np.std(up - ratio * down, ddof=1) / np.sqrt(400) / down.mean()
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 399) * error, rel=0.01)
+    assert np.isnan(jackknife_interval(np.array(ratio), np.full(1, np.nan))[1:]).all()

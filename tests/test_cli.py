@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, TINY_ALTERNATING
 
-from backlight.cli.main import app
+from backlight.cli.app import app
 
 COMMANDS = sorted(command.name for command in app.registered_commands)
 SMALL = ["--no-pretrained", "--limit", "20", "--quiet", "--resamples", "50"]

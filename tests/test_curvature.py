@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from backlight.curvature.hessian import Hessian, of_module, of_units
-from backlight.curvature.loss import Objective, weights_only
+from backlight.curvature.loss import Objective
 from backlight.errors import UserError
 from backlight.models.architectures.alternet import AlterNet
+from backlight.models.weight_decay import decays
 from backlight.numerics.lanczos import ORDER, lanczos
 from backlight.numerics.quadrature import density, trace
 from backlight.tracing.find import units
@@ -162,7 +163,7 @@ def test_weight_decay_shifts_every_eigenvalue_and_only_where_it_decays():
     model, batch = made(cnn), data()
     plain, decayed, some = (
         matrix(Hessian(model, objective, [batch]))
-        for objective in (Objective(), Objective(weight_decay=DECAY), Objective(weight_decay=DECAY, decayed=weights_only))
+        for objective in (Objective(), Objective(weight_decay=DECAY), Objective(weight_decay=DECAY, decayed=decays(model)))
     )
     assert torch.linalg.eigvalsh(decayed) - torch.linalg.eigvalsh(plain) == pytest.approx(DECAY * np.ones(len(plain)))
     mask = torch.cat([torch.full((p.numel(),), float(p.ndim > 1)) for p in model.parameters()])

@@ -47,6 +47,6 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert one.keys() == two.keys()
     for name in one:
         assert torch.allclose(one[name], two[name], atol=1e-5), name
-    assert [describe(tmp_path / name)["run"]["processes"] for name in ("one", "two")] == [1, 2]
+    assert [describe(tmp_path / name).facts["run"]["processes"] for name in ("one", "two")] == [1, 2]
     losses = [(tmp_path / name / "metrics.csv").read_text().split("\n")[2].split(",")[3] for name in ("one", "two")]
     assert abs(float(losses[0]) - float(losses[1])) < 1e-5, "the loss is the mean over processes"

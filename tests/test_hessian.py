@@ -16,7 +16,7 @@ from backlight.files import PartialResults
 from backlight.numerics.bootstrap import mean_interval
 from backlight.numerics.lanczos import ORDER
 from backlight.report.sections import lacks, section_of
-from backlight.study.folder import load
+from backlight.study.cells import load
 
 CLASSES, DECAY = 3, 0.05
 
@@ -44,7 +44,7 @@ def exact(net, batch, top=5):
 def test_every_batch_has_its_outermost_eigenvalues_by_magnitude():
     net = model().train()
     with unchanged(net):
-        result = hessian(net, batches(), tol=1e-9)
+        result = hessian(net, batches(), tol=1e-9, decay_all=True)
     assert [(row["batch"], row["rank"]) for row in result.table] == [(b, r) for b in range(4) for r in range(1, 6)]
     for i, batch in enumerate(batches()):
         eigenvalues = [row["eigenvalue"] for row in result.table if row["batch"] == i]
@@ -56,7 +56,7 @@ def test_eigenvalues_that_occur_twice_are_returned_twice_in_every_batch():
     """The Hessian of softmax regression with three classes at weights of zero is a Kronecker product with I/3 - 11'/9."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES)).double()
     nn.init.zeros_(net[1].weight), nn.init.zeros_(net[1].bias)
-    result = hessian(net, batches(), tol=1e-9)
+    result = hessian(net, batches(), tol=1e-9, decay_all=True)
     for i, batch in enumerate(batches()):
         eigenvalues = [row["eigenvalue"] for row in result.table if row["batch"] == i]
         assert eigenvalues == pytest.approx(exact(net, batch), abs=1e-8)
@@ -67,10 +67,12 @@ def test_provenance():
     net, data = model(), batches()
     facts = hessian(net, data, seed=3).provenance
     losses = [nn.functional.cross_entropy(net.eval()(images), targets).item() for images, targets in data]
-    weights = sum(float(p.detach().square().sum()) for p in net.parameters())
+    weights = sum(float(p.detach().square().sum()) for p in net.parameters() if p.ndim > 1)
     assert facts["loss"] == pytest.approx(np.mean(losses))
     assert facts["weight_decay_loss"] == pytest.approx(DECAY / 2 * weights)
     assert (facts["images"], facts["settings"]["seed"], facts["settings"]["weight_decay"]) == (16, 3, DECAY)
+    assert facts["recipe"] == {"name": "cifar", "chosen": "the default, because none is saved with the model", "replaced": []}
+    assert facts["settings"]["decay_all"] is False
     assert max(facts["probes"].values()) < 1e-10
     assert facts["products"]["max"] >= facts["products"]["mean"] > 0
     assert facts["not_converged"] == 0
@@ -83,7 +85,7 @@ def test_blocks_by_kind_of_unit():
     torch.manual_seed(0)
     net = AlterNet("ca", dim=2, heads=1, dim_head=2, window=2, stem="cifar", num_classes=CLASSES).double()
     data = [(noise(4, 3, 8, 8).double(), torch.arange(4) % CLASSES)]
-    result = hessian(net, data, by="kind", top=2)
+    result = hessian(net, data, by="kind", top=2, decay_all=True)
     assert list(dict.fromkeys(row["block"] for row in result.table)) == ["all", "conv", "attention"]
     attention = next(unit for unit in units(net, data[0][0]) if unit.kind == "attention")
     alone = Hessian(net, Objective(weight_decay=DECAY), data, params=of_module(attention.module))

@@ -11,8 +11,9 @@ from torch import nn
 from backlight import draw_batches, load_model
 from backlight.curvature.batched_hessian import Hessians
 from backlight.curvature.hessian import Hessian, of_module
-from backlight.curvature.loss import Objective, weights_only
+from backlight.curvature.loss import Objective
 from backlight.errors import UserError
+from backlight.models.weight_decay import decays
 from backlight.numerics.lanczos import lanczos, lanczos_each
 
 
@@ -47,7 +48,7 @@ def test_products_equal_those_of_each_hessian_alone(make, statistics):
     model = made(make)
     with unchanged(model):
         assert_equal_products(
-            alone(model, drawn(3), Objective(weight_decay=DECAY, decayed=weights_only, statistics=statistics))
+            alone(model, drawn(3), Objective(weight_decay=DECAY, decayed=decays(model), statistics=statistics))
         )
 
 

@@ -67,7 +67,7 @@ def test_type_checkers_see_the_public_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_an_analysis_is_one_word_in_five_places(name: str) -> None:
-    from backlight.cli.main import app
+    from backlight.cli.app import app
 
     docs = ROOT.parents[1] / "docs" / "analyses" / f"{name}.md"
     assert getattr(backlight, name) is CATALOG[name].function

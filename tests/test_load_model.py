@@ -5,6 +5,7 @@ import math
 import socket
 import sys
 import time
+from dataclasses import replace
 
 import huggingface_hub
 import numpy as np
@@ -23,6 +24,7 @@ from backlight.models.sources.saved import save_model
 from backlight.models.sources.spec import SOURCES, parse
 from backlight.models.sources.torchvision import preprocessing, torchvision_names
 from backlight.offline import SWITCHES
+from backlight.records import encoded
 
 GETADDRINFO = socket.getaddrinfo
 TINY = "word:cc ca?dim=8&dim_head=4&stem=cifar"
@@ -399,7 +401,7 @@ def test_a_folder_is_loaded_bit_for_bit(folder):
     config = resolve_data_config({}, model=loaded)
     assert (config["input_size"], config["mean"]) == ((3, 28, 28), (0.1, 0.2, 0.3))
     description = json.loads((path / "model.json").read_text())
-    assert (description["classes"], description["recipe"]) == (["a", "b", "c"], "short")
+    assert (description["classes"], description["facts"]["recipe"]) == (["a", "b", "c"], "short")
     assert sorted(file.name for file in path.iterdir()) == ["config.json", "model.json", "model.safetensors"]
     assert not same(load_model(str(path), pretrained=False), model)
 
@@ -449,7 +451,7 @@ def test_altered_weights_are_refused_by_name(folder, change):
     weights.write_bytes(change(weights.read_bytes()))
     with pytest.raises(Unavailable) as refused:
         load_model(str(folder[1]))
-    assert f"{weights} was changed after it was saved" in sentence(refused)
+    assert f"{weights} is damaged: its sha256 is not that of what was written" in sentence(refused)
 
 
 def test_missing_weights_and_broken_descriptions_are_refused_by_name(folder):
@@ -457,18 +459,18 @@ def test_missing_weights_and_broken_descriptions_are_refused_by_name(folder):
     (path / "model.safetensors").unlink()
     with pytest.raises(Unavailable) as refused:
         load_model(str(path))
-    assert f"{path / 'model.safetensors'} cannot be read" in sentence(refused)
+    assert f"{path / 'model.safetensors'} is missing" in sentence(refused)
     for text in ("{", "[]", '{"model": "x"}'):
         (path / "model.json").write_text(text)
         with pytest.raises(UserError) as refused:
             load_model(str(path))
-        assert f"{path / 'model.json'} cannot be read" in sentence(refused)
+        assert f"{path / 'model.json'} {'was not written' if 'x' in text else 'is damaged'}" in sentence(refused)
 
 
 def test_weights_of_another_model_are_refused(folder):
     _, path = folder
-    description = json.loads((path / "model.json").read_text())
-    (path / "model.json").write_text(json.dumps(description | {"model": TINY.replace("cc ca", "cc cc")}))
+    other = replace(saved.describe(path), model=TINY.replace("cc ca", "cc cc"))
+    (path / "model.json").write_bytes(encoded(other))
     with pytest.raises(Unavailable) as refused:
         load_model(str(path))
     assert "does not fit the model" in sentence(refused)

@@ -8,11 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from backlight.curvature.batches import AUGMENTATIONS, Augmentation, draw_batches
-from backlight.curvature.loss import Objective, differentiable, reestimated, soft_cross_entropy, weights_only
+from backlight.curvature.loss import Objective, differentiable, reestimated, soft_cross_entropy
 from backlight.errors import UserError
 from backlight.files import PartialResults
-from backlight.models.sources.load import load_model
+from backlight.models.weight_decay import decays
 
 
 def small() -> nn.Module:
@@ -41,7 +40,7 @@ def test_weight_decay_is_half_its_rate_times_the_squared_norm() -> None:
     named = dict(model.named_parameters())
     every = Objective(weight_decay=0.1).decay(named)
     assert every == pytest.approx(0.05 * sum((p**2).sum().item() for p in named.values()), rel=1e-12)
-    kernels = Objective(weight_decay=0.1, decayed=weights_only).decay(named)
+    kernels = Objective(weight_decay=0.1, decayed=decays(model)).decay(named)
     assert kernels == pytest.approx(0.05 * sum((p**2).sum().item() for p in (model[0].weight, model[5].weight)), rel=1e-12)
 
 
@@ -97,79 +96,6 @@ def test_wrong_settings_are_refused() -> None:
         Objective(weight_decay=-1)
 
 
-# --- batches
-
-
-MODEL = "word:cc ca?dim=4&heads=1&stem=cifar&in_chans=1&img_size=28"
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    return load_model(MODEL, pretrained=False, num_classes=10)
-
-
-def test_batches_depend_on_the_seed_and_do_not_change_the_generators(model: nn.Module) -> None:
-    torch.manual_seed(5)
-    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    one, same, other = (draw_batches("fashion", model=model, images=48, batch_size=16, seed=s) for s in (3, 3, 4))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert np.array_equal(np.random.get_state()[1], numpy_state)
-    assert (len(one), one.images) == (3, 48)
-    for (x, y), (x2, y2), (x3, _) in zip(one, same, other, strict=True):
-        assert torch.equal(x, x2)
-        assert torch.equal(y, y2)
-        assert not torch.equal(x, x3)
-        assert x.shape == (16, 1, 28, 28)
-        assert torch.allclose(y.sum(1), torch.ones(16)), "soft targets are probabilities"
-    assert list(one) == list(one), "a second pass gives the same tensors"
-    assert one.provenance["augmentation"]["mixup"] == 1.0
-
-
-def test_label_smoothing_and_mixing_make_targets_soft(model: nn.Module) -> None:
-    smooth = Augmentation(rand_augment="", mixup=0, cutmix=0, label_smoothing=0.1)
-    (_, targets), *_ = draw_batches("fashion", model=model, images=32, batch_size=32, augment=smooth)
-    assert torch.allclose(targets.max(1).values, torch.tensor(0.91))
-    (_, mixed), *_ = draw_batches("fashion", model=model, images=32, batch_size=32)
-    assert ((mixed > 0.02).sum(1) == 2).any(), "two classes in one image"
-
-
-def test_without_augmentation_images_are_prepared_as_test_images_are(model: nn.Module) -> None:
-    from backlight import load_data
-
-    batches = draw_batches("fashion", model=model, images=20, batch_size=10, augment="none", split="test")
-    plain = load_data("fashion", model=model, split="test", limit=20, batch_size=20)
-    ((expected, labels),) = list(plain)
-    images = torch.cat([x for x, _ in batches])
-    order = [next(i for i in range(20) if torch.equal(x, expected[i])) for x in images]
-    assert sorted(order) == list(range(20))
-    assert order != sorted(order), "shuffled"
-    assert torch.equal(torch.cat([y for _, y in batches]), labels[order])
-
-
-def test_images_of_another_size_are_resized_and_have_the_models_colours() -> None:
-    coloured = load_model("word:cc?dim=4&stem=cifar&img_size=24", pretrained=False, num_classes=10)
-    ((x, _),) = draw_batches("fashion", model=coloured, images=4, batch_size=4, augment="crop")
-    assert x.shape == (4, 3, 24, 24)
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"images": 0}, "images must be at least 1"),
-        ({"images": 8, "batch_size": 3}, "mixed in pairs"),
-        ({"images": 8, "batch_size": 4, "augment": "papper"}, "did you mean paper"),
-        ({"images": 2, "batch_size": 4}, "fewer than a batch of 4"),
-    ],
-)
-def test_wrong_requests_for_batches_are_refused(model: nn.Module, settings: dict, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        draw_batches("fashion", model=model, **settings)
-
-
-def test_the_paper_augments_as_its_configuration_says() -> None:
-    assert AUGMENTATIONS["paper"] == Augmentation(4, True, "rand-m9-n2-mstd1.0", 1.0, 0.8, 0.1)
-
-
 # --- partial results
 
 
@@ -178,10 +104,10 @@ def test_partial_results_belong_to_one_request(tmp_path) -> None:
     assert partial_results.get("a") is None
     partial_results.put("a", {"x": np.arange(3.0)})
     assert np.array_equal(PartialResults(tmp_path / "p", {"seed": 0}).get("a")["x"], np.arange(3.0))
-    (next((tmp_path / "p").glob("*/a.safetensors"))).write_bytes(b"half")
+    (next((tmp_path / "p").glob("*/a.part"))).write_bytes(b"half")
     assert PartialResults(tmp_path / "p", {"seed": 0}).get("a") is None, "a damaged file is computed again"
     assert PartialResults(tmp_path / "p", {"seed": 1}).get("a") is None
-    assert not list((tmp_path / "p").glob("*/a.safetensors"))
+    assert not list((tmp_path / "p").glob("*/a.part"))
     without_folder = PartialResults(None, {})
     without_folder.put("a", {"x": np.arange(3.0)})
     assert without_folder.get("a") is None

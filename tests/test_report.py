@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,14 @@ from backlight.analyses.fourier.measure import Fourier
 from backlight.analyses.lesion.measure import Lesion
 from backlight.analyses.variance.measure import Variance
 from backlight.errors import UserError
+from backlight.records import encoded, read_record
 from backlight.report import page as page_module
 from backlight.report import write_report
 from backlight.report.sections import DEFAULT
 from backlight.results.claim import Claim
-from backlight.results.result import Result
+from backlight.results.result import Result, ResultFile
+from backlight.study.cells import Reason
+from backlight.study.folder import ModelUnits, StudyRequest, UnitRow
 
 NASTY = "<img src=x onerror=alert(1)></script>"
 MODULE = "blocks.<b>2</b>"
@@ -103,12 +107,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for slug, name, kinds in (("resnet", "resnet18", "cc cc"), ("nasty", NASTY, "amamam")):
             for result in results_of(name, kinds):
                 result.save(folder / slug / result.analysis)
-    (folder / "study.json").write_text(
-        json.dumps({"models": ["resnet18", NASTY], "analyses": [*CATALOG], "data": {"name": "noise"}})
-    )
-    units = [unit | {"shape": [65, 192]} for unit in word("amamam")]
-    (folder / "nasty" / "model.json").write_text(json.dumps({"model": NASTY, "parameters": 2721226, "units": units}))
-    (folder / "nasty" / "failed.json").write_text(json.dumps({"hessian": "out of memory <b>today</b>"}))
+    request = StudyRequest({name: [*CATALOG] for name in ("resnet18", NASTY)}, {"data": {"name": "noise"}})
+    (folder / "study.json").write_bytes(encoded(request))
+    rows = [UnitRow(**unit, shape=[65, 192], identity=True, removable=True) for unit in word("amamam")]
+    (folder / "nasty" / "units.json").write_bytes(encoded(ModelUnits(NASTY, "amamam", 2721226, rows)))
+    failed = Reason(NASTY, "hessian", "out of memory <b>today</b>", True, {})
+    (folder / "nasty" / "hessian.reason.json").write_bytes(encoded(failed))
     return folder
 
 
@@ -232,20 +236,80 @@ def test_words(study: Path) -> None:
     assert "4 units in 2 stages: all convolutions; 2.7 M parameters. Accuracy 50 [40, 60]%." in text
     assert "6 units in 1 stage: attention and MLP take turns" in text
     assert "mean of 4 or 6 units (nepers)" in text
-    assert "Of 1 statement of the paper that could be tested, 1 holds in every model" in text
+    assert "Statements tested: 2 (2 hold, 0 do not hold, 0 undecided)" in text
     for name in ("fourier", "variance", "lesion", "calibration"):
         assert CATALOG[name].question in text
 
 
+def spectra(caution: str = "") -> Iterator[tuple[str, Fourier]]:
+    """For the page's claims: a CNN and a ViT with numbers per image, and with claims decided by a narrow margin."""
+    noise = np.random.default_rng(0).normal(size=(2, 50))
+    facts = EVIDENCE | {"data": EVIDENCE["data"] | {"ids_sha256": "abc"}, "caution": caution}  # type: ignore[operator]
+    for i, (slug, name, kinds) in enumerate((("resnet", "resnet18", "cc cc"), ("nasty", NASTY, "amamam"))):
+        result = results_of(name, kinds)[0]
+        weak = replace(result.claims[0], value=-1.0, low=-1.9, high=-0.05)
+        arrays = {"per_image/delta": np.stack([np.zeros(50), 2 - 3 * i + noise[i]])}
+        yield slug, Fourier(name, result.table, [weak], facts, arrays)
+
+
+def with_spectra(study: Path, caution: str = "") -> Path:
+    from matplotlib.figure import Figure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Result, "figure", lambda self: Figure(figsize=(1, 1)))
+        for slug, result in spectra(caution):
+            result.save(study / slug / "fourier")
+    return study
+
+
+def test_the_page_opens_with_the_claims_those_that_compare_first(study: Path) -> None:
+    text = " ".join(Reader(write_report(with_spectra(study))).text.split())
+    marks = [
+        "What the paper says",
+        "in the ViT than in the CNN.",
+        "the CNN raises the share",
+        "Attention is a low-pass",
+        "The models Each",
+    ]
+    places = [text.index(mark) for mark in marks]
+    assert places == sorted(places)
+    compared = text[places[1] : places[2]]
+    assert "docs/claims_list.md#compare-high-frequencies" in compared
+    assert NASTY in compared
+    assert "resnet18" in compared
+    assert "holds" in compared
+    assert "50 images" in compared
+    assert re.search(r"−\d\.\d+ \[−\d\.\d+, −\d\.\d+\]", compared)  # the effect with its interval
+    assert "no sample of two kinds" in text
+
+
+def test_a_verdict_that_does_not_survive_the_correction_is_marked(study: Path) -> None:
+    text = " ".join(Reader(write_report(with_spectra(study))).text.split())
+    assert "Statements tested: 5" in text
+    assert "2 of these verdicts" in text
+    assert "holds not after Holm's correction for 5 statements −1.00 [−1.90, −0.05]" in text
+    assert text.count("not after Holm") == 4  # two models, on top and beside the analysis
+
+
+def test_a_caution_stands_beside_each_verdict(study: Path) -> None:
+    assert "Caution" not in Reader(write_report(with_spectra(study))).text
+    text = " ".join(Reader(write_report(with_spectra(study, caution="<i>random</i> weights"))).text.split())
+    assert "Caution: <i>random</i> weights" in text
+    assert f"Caution: resnet18: <i>random</i> weights; {NASTY}: <i>random</i> weights" not in text  # the ViT is the first
+    assert f"Caution: {NASTY}: <i>random</i> weights; resnet18: <i>random</i> weights" in text
+
+
 def test_random_weights_are_said(study: Path) -> None:
-    document = json.loads((study / "study.json").read_text())
+    request = read_record(study / "study.json", StudyRequest)
+    assert request is not None
     assert "random weights" not in Reader(write_report(study)).text
-    (study / "study.json").write_text(json.dumps(document | {"pretrained": False, "data": "fashion"}))
+    random = replace(request, settings={"pretrained": False, "data": "fashion"})
+    (study / "study.json").write_bytes(encoded(random))
     assert "random weights" in Reader(write_report(study)).text
 
 
 def test_a_folder_of_single_commands(study: Path) -> None:
-    for name in ("study.json", "nasty/model.json", "nasty/failed.json"):
+    for name in ("study.json", "nasty/units.json", "nasty/hessian.reason.json"):
         (study / name).unlink()
     shutil.rmtree(study / "resnet" / "lesion")
     text = Reader(write_report(study)).text
@@ -265,7 +329,7 @@ def test_what_is_missing_or_broken_is_said(study: Path) -> None:
     (study / "nasty" / "calibration" / "arrays.safetensors").write_bytes(b"\x00" * 20)
     (study / "nasty" / "variance" / "result.json").write_text('{"analysis": "variance"}')
     (study / "nasty" / ".lesion-draft").mkdir()
-    (study / "nasty" / "model.json").write_text("{")
+    (study / "nasty" / "units.json").write_text("{")
     page = Reader(write_report(study))
     for sentence in (
         "resnet18, lesion: not run yet",
@@ -273,7 +337,7 @@ def test_what_is_missing_or_broken_is_said(study: Path) -> None:
         "nasty/calibration is not a complete result",
         "nasty/variance is not a complete result",
         "hessian: failed: out of memory",
-        "nasty/model.json could not be read",
+        "nasty/units.json could not be read",
     ):
         assert sentence in page.text
     assert "draft" not in page.text
@@ -291,10 +355,10 @@ def test_a_result_without_its_columns_is_left_out(study: Path) -> None:
 
 def test_models_measured_unlike_each_other_are_marked(study: Path) -> None:
     path = study / "resnet" / "fourier" / "result.json"
-    document = json.loads(path.read_text())
-    document["provenance"]["settings"]["radial"] = True
-    document["provenance"]["images"] = 500
-    path.write_text(json.dumps(document))
+    document = read_record(path, ResultFile)
+    assert document is not None
+    provenance = {**document.provenance, "images": 500, "settings": {"radial": True}}
+    path.write_bytes(encoded(replace(document, provenance=provenance)))
     text = Reader(write_report(study)).text
     assert "they differ in images" in text
     assert "48 to 500 images" in text
@@ -374,7 +438,8 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def visit(browser: Any, made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[str]]:
     """The page, opened once for all tests, and everything that it complains about or asks the network for."""
-    address = write_report(made, tmp_path_factory.mktemp("page") / "report.html").as_uri()
+    folder = with_spectra(Path(shutil.copytree(made, tmp_path_factory.mktemp("page") / "study")))
+    address = write_report(folder).as_uri()
     tab = browser.new_page(viewport={"width": 1280, "height": 900})
     complaints: list[str] = []
     tab.on("console", lambda message: complaints.append(message.text))
@@ -464,6 +529,8 @@ def test_switches_hide_a_model_everywhere(opened: Any) -> None:
         assert any("img" in text for text in texts(opened))
     assert not [e for e in opened.locator("[data-model='0']").all() if e.is_visible()]
     assert [e for e in opened.locator("[data-model='1']").all() if e.is_visible()]
+    assert opened.locator("[data-about]").count() == 1
+    assert opened.locator("[data-about]").is_hidden()  # a comparison with the hidden model
     opened.locator("[data-switch='1']").uncheck()
     assert "No model" in opened.locator("[data-chart=fourier-0-0]").text_content()
     box.check()
@@ -471,6 +538,7 @@ def test_switches_hide_a_model_everywhere(opened: Any) -> None:
     assert opened.locator("[data-chart=fourier-0-0] path.point").count() == 5
     opened.locator("[data-switch='1']").check()
     assert opened.locator("[data-chart=fourier-0-0] path.point").count() == 12
+    assert opened.locator("[data-about]").is_visible()
 
 
 @pytest.mark.browser

@@ -19,8 +19,8 @@ import torch
 
 from backlight.cli.main import main
 from backlight.results.result import Row
-from backlight.study.folder import load
-from backlight.study.run import folder_name, run_study
+from backlight.study.cells import folder_name, load
+from backlight.study.run import run_study
 from backlight.study.settings import StudySettings
 
 MODEL = "word:cc ca?dim=4&heads=1&dim_head=4&stem=cifar&in_chans=1&img_size=28&num_classes=10"
@@ -38,7 +38,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], int]] = {
 
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["backlight.cli.main", "backlight.study.run", "matplotlib.backends.backend_pdf"])
+SERVER.set_forkserver_preload(["backlight.cli.app", "backlight.study.run", "matplotlib.backends.backend_pdf"])
 
 
 def run_command(folder: Path, words: Sequence[str], killed_at: int | None) -> None:
@@ -95,7 +95,7 @@ def test_a_killed_run_resumes(analysis: str, tmp_path: Path) -> None:
 
     killed = Command(tmp_path / "first", *words, killed_at=3)
     assert killed.exit_code() == -signal.SIGKILL
-    stored = {file.name for file in folder.glob(f".partial-{analysis}/*/*.safetensors")}
+    stored = {file.name for file in folder.glob(f".partial-{analysis}/*/*.part")}
     assert len(stored) == 3
     assert not (folder / analysis).exists()
 

@@ -7,6 +7,7 @@ import errno
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,11 +31,12 @@ from backlight.models.sources.saved import describe
 from backlight.numerics.student import student
 from backlight.progress import Progress
 from backlight.recipes import FASHION
+from backlight.records import encoded
 from backlight.settings import options
 from backlight.training import checkpoints
-from backlight.training.checkpoints import checkpoint_folders, read_checkpoint, write_checkpoint
+from backlight.training.checkpoints import Manifest, checkpoint_folders, read_checkpoint, write_checkpoint
 from backlight.training.run import Run, full_spec, split_held_out
-from backlight.training.run_folder import over_seeds, rows_until, train_to_folder
+from backlight.training.run_folder import over_seeds, train_to_folder
 from backlight.training.settings import Execution
 
 SMALLER = "word:c c?block=basic&dim=4"  # without the arguments that follow from the data
@@ -55,6 +57,10 @@ def same(one: Path, two: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def trained_steps(folder: Path) -> int:
+    return describe(folder).facts["trained_steps"]
+
+
 @pytest.fixture(scope="module")
 def unstopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was not stopped."""
@@ -65,14 +71,14 @@ def unstopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_writes_a_model(unstopped: Path) -> None:
     description = describe(unstopped)
-    assert description["model"] == f"{SMALLER}&in_chans=1&img_size=28&stem=cifar"
-    assert description["run"]["recipe"]["epochs"] == 4
-    assert (description["test_images"], description["tested_on"]) == (16, "held-out")
-    accuracy, low, high = description["test"]["accuracy"]
+    assert description.model == f"{SMALLER}&in_chans=1&img_size=28&stem=cifar"
+    assert description.facts["run"]["recipe"]["epochs"] == 4
+    assert (description.facts["test_images"], description.facts["tested_on"]) == (16, "held-out")
+    accuracy, low, high = description.test["accuracy"]
     assert 0 <= low <= accuracy <= high <= 1
     model = load_model(str(unstopped))
-    assert model.pretrained_cfg["mean"] == tuple(description["preprocessing"]["mean"])
-    assert same(unstopped, unstopped / "best") or describe(unstopped / "best")["trained_steps"] < description["trained_steps"]
+    assert model.pretrained_cfg["mean"] == tuple(description.preprocessing["mean"])
+    assert same(unstopped, unstopped / "best") or trained_steps(unstopped / "best") < trained_steps(unstopped)
 
 
 def test_timm_loads_what_train_wrote(unstopped: Path) -> None:
@@ -86,7 +92,7 @@ def test_the_metrics_have_a_row_for_each_epoch(unstopped: Path) -> None:
     rows = list(csv.DictReader((unstopped / "metrics.csv").open()))
     assert [int(row["step"]) for row in rows] == [3, 6, 9, 12]
     assert all(float(row["loss"]) > 0 for row in rows)
-    test = describe(unstopped)["test"]
+    test = describe(unstopped).test
     assert float(rows[-1]["accuracy"]) == pytest.approx(test["accuracy"][0], abs=1e-4)
     assert float(rows[-1]["nll"]) == pytest.approx(test["nll"][0], abs=1e-3)
 
@@ -185,7 +191,7 @@ def state(step: int) -> dict[str, object]:
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "checkpoint.json"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, name: str, fault: str) -> None:
     for step in (1, 2, 3):
-        write_checkpoint(tmp_path, state(step), best=step / 10)
+        write_checkpoint(tmp_path, state(step), Manifest(best=step / 10))
     assert [path.name for path in checkpoint_folders(tmp_path)] == ["00000003", "00000002"]
     file = tmp_path / "00000003" / name
     content = file.read_bytes()
@@ -193,14 +199,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
         file.unlink()
     else:
         file.write_bytes({"cut": content[:-9], "changed": content[:40] + b"#" + content[41:], "other": b""}[fault])
-    read, progress, damaged = read_checkpoint(tmp_path)
+    read, manifest, damaged = read_checkpoint(tmp_path)
     assert read is not None
-    assert (read["step"], progress["best"]) == (2, 0.2)
+    assert (read["step"], manifest.best) == (2, 0.2)
     assert torch.equal(read["model"]["tied"], torch.full((3,), 2.0))
     assert len(damaged) == 1
     assert str(tmp_path / "00000003") in damaged[0]
-    write_checkpoint(tmp_path, state(3), best=0.3)
-    assert read_checkpoint(tmp_path)[1]["best"] == 0.3, "the damaged one is replaced"
+    write_checkpoint(tmp_path, state(3), Manifest(best=0.3))
+    assert read_checkpoint(tmp_path)[1].best == 0.3, "the damaged one is replaced"
     (tmp_path / "00000003" / "state.pt").write_bytes(b"")
     (tmp_path / "00000002" / "state.pt").write_bytes(b"")
     with pytest.raises(UserError, match="no checkpoint can be used"):
@@ -208,7 +214,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_checkpoint(tmp_path, state(1))
+    write_checkpoint(tmp_path, state(1), Manifest())
     written = Path.write_bytes
 
     def full(path: Path, content: bytes) -> int:
@@ -217,7 +223,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match=r"step 2 cannot be written: .*No space left"):
-        write_checkpoint(tmp_path, state(2))
+        write_checkpoint(tmp_path, state(2), Manifest())
     read, _, damaged = read_checkpoint(tmp_path)
     assert read is not None
     assert (read["step"], damaged) == (1, [])
@@ -248,7 +254,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, ("true",)
 
-    write_checkpoint(tmp_path, state(1) | {"optimizer": Evil()})
+    write_checkpoint(tmp_path, state(1) | {"optimizer": Evil()}, Manifest())
     with pytest.raises(UserError, match="no checkpoint can be used"):
         read_checkpoint(tmp_path)
     assert checkpoints.COUNT == 2
@@ -272,21 +278,6 @@ def test_the_signature_repeats_the_settings() -> None:
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters)
     signature = {parameter.name: (parameter.annotation, parameter.default) for parameter in parameters}
     assert signature == {option.name: (option.type, option.default) for option in options(Execution)}
-
-
-def test_a_run_of_an_earlier_version_resumes(unstopped: Path, tmp_path: Path) -> None:
-    recipe = {"epochs": 4, "lr": 0.001, "batch_size": 16, "optimizer": "adamw", "weight_decay": 0.05, "decay_all": False}
-    recipe |= {"warmup_epochs": 1, "milestones": [], "decay": 0.2, "clip": 5.0, "crop_pad": 2, "crop_mode": "reflect"}
-    recipe |= {"crop_scale": 0.08, "flip": True, "rand_augment": "", "erase": 0.1, "mixup": 0.5, "cutmix": 0.5}
-    recipe |= {"label_smoothing": 0.1, "drop_path": 0.0, "sam": 0.0, "ema": 0.0, "precision": "no", "accumulate": 1}
-    request = {"model": SMALLER, "data": "fashion", "recipe": recipe, "seed": 0, "limit": 64, "fraction": 1.0}
-    request |= {"hold": "epochs", "held_out": 0.25, "snapshots": []}
-    (tmp_path / "run.json").write_text(json.dumps(request))
-    train_in(tmp_path, resume=True)
-    assert same(unstopped, tmp_path)
-    (tmp_path / "run.json").write_text(json.dumps(request | {"recipe": {}}))
-    with pytest.raises(UserError, match=r"the run in .* has epochs None, not 4; .*resume with the same"):
-        train_in(tmp_path, resume=True)
 
 
 def test_a_folder_in_use_is_refused(unstopped: Path, tmp_path: Path) -> None:
@@ -327,9 +318,9 @@ def test_a_wrong_run_is_refused(changes: dict[str, object], what: str) -> None:
 
 def test_snapshots_are_models_of_earlier_moments(tmp_path: Path) -> None:
     train_in(tmp_path / "out", replace(RUN, snapshots=("init", "warmup", "2")))
-    steps = {name: describe(tmp_path / "out" / "snapshots" / name)["trained_steps"] for name in ("init", "warmup", "2")}
+    steps = {name: trained_steps(tmp_path / "out" / "snapshots" / name) for name in ("init", "warmup", "2")}
     assert steps == {"init": 0, "warmup": 3, "2": 6}
-    first = load_model(describe(tmp_path / "out")["model"], pretrained=False, num_classes=10, seed=0).state_dict()
+    first = load_model(describe(tmp_path / "out").model, pretrained=False, num_classes=10, seed=0).state_dict()
     init = weights(tmp_path / "out" / "snapshots" / "init")
     assert all(torch.equal(init[name], first[name]) for name in init)
     assert not same(tmp_path / "out" / "snapshots" / "2", tmp_path / "out")
@@ -339,7 +330,7 @@ def test_fewer_images_in_as_many_steps(tmp_path: Path) -> None:
     fewer = replace(RUN, fraction=0.5, recipe=replace(QUICK, epochs=2, batch_size=8))
     train_in(tmp_path / "steps", replace(fewer, hold="steps"))
     train_in(tmp_path / "epochs", fewer)
-    assert [describe(tmp_path / name)["trained_steps"] for name in ("steps", "epochs")] == [12, 6]
+    assert [trained_steps(tmp_path / name) for name in ("steps", "epochs")] == [12, 6]
 
 
 def test_held_out_images_are_not_trained_on() -> None:
@@ -365,7 +356,7 @@ def test_seeds_are_summarised(tmp_path: Path) -> None:
     list(over_seeds(replace(RUN, recipe=replace(QUICK, epochs=1)), tmp_path, [0, 3], device="cpu", threads=1))
     rows = list(csv.DictReader((tmp_path / "seeds.csv").open()))
     assert [row["seed"] for row in rows] == ["0", "3", "mean", "low", "high"]
-    nll = [describe(tmp_path / f"seed-{seed}")["test"]["nll"][0] for seed in (0, 3)]
+    nll = [describe(tmp_path / f"seed-{seed}").test["nll"][0] for seed in (0, 3)]
     assert nll[0] != nll[1]
     expected = stats.t.interval(0.95, 1, loc=np.mean(nll), scale=stats.sem(nll))
     assert [float(row["nll"]) for row in rows[2:]] == pytest.approx([np.mean(nll), *expected])
@@ -385,10 +376,46 @@ def test_metrics_go_to_tensorboard(tmp_path: Path) -> None:
     assert written.Scalars("accuracy")[0].step == int(row["step"])
 
 
-def test_rows_after_the_checkpoint_are_written_again(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("epoch,step\n1,4\n2,8\n")
-    assert [row["step"] for row in rows_until(tmp_path / "metrics.csv", 4)] == ["4"]
-    assert rows_until(tmp_path / "nothing.csv", 4) == []
+def train_until(step: int, out: Path) -> None:
+    """Train, and stop after this step, which writes a checkpoint."""
+    for event in train_to_folder(RUN, out, device="cpu", threads=1):
+        if isinstance(event, Progress) and event.step >= step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("damage", ["gone", "other", "of another run"])
+def test_damaged_metrics_are_written_again(unstopped: Path, tmp_path: Path, damage: str) -> None:
+    """All rows, those before the checkpoint too: the checkpoint holds them."""
+    with pytest.raises(KeyboardInterrupt):
+        train_until(6, tmp_path)
+    file = tmp_path / "metrics.csv"
+    assert len(file.read_text().splitlines()) > 2
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_text("null" if damage == "other" else "epoch,step,lr,loss\n1,3,9,9\n")
+    train_in(tmp_path, resume=True)
+    expected, rows = ([*csv.DictReader((folder / "metrics.csv").open())] for folder in (unstopped, tmp_path))
+    timed = "images_per_second"
+    assert [{**row, timed: ""} for row in rows] == [{**row, timed: ""} for row in expected]
+
+
+@pytest.mark.parametrize("name", ["run.json", "model.json"])
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", "3", "[" * 100_000, '{"backlight": "run"}'])
+def test_damaged_files_of_a_run_are_named(unstopped: Path, tmp_path: Path, name: str, text: str) -> None:
+    out = Path(shutil.copytree(unstopped, tmp_path / "out"))
+    (out / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name} (is damaged|was not written).*: choose another --out, or --overwrite"):
+        train_in(out, resume=True)
+
+
+def test_a_run_of_a_newer_version_is_refused(unstopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Path(shutil.copytree(unstopped, tmp_path / "out"))
+    with monkeypatch.context() as later:
+        later.setattr(Run, "version", Run.version + 1)
+        (out / "run.json").write_bytes(encoded(RUN))
+    with pytest.raises(UserError, match=r"run\.json was written by a newer Backlight: it is version 2"):
+        train_in(out, resume=True)
 
 
 def test_the_command_trains_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

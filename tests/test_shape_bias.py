@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from known_models import unchanged
+from scipy.stats import beta, binomtest
 from torch import nn
 
 from backlight.analyses.shape_bias import shape_bias
@@ -170,7 +171,7 @@ class Scripted(nn.Module):
 
 @pytest.mark.parametrize(("shape", "texture"), [(20, 0), (0, 20), (10, 10), (12, 4), (1, 0), (3, 5)])
 def test_the_bias_is_the_share_of_shape_among_answers_by_either(shape, texture):
-    result = shape_bias(Scripted(shape, texture), Conflict(), resamples=50)
+    result = shape_bias(Scripted(shape, texture), Conflict())
     for row in result.table:
         assert row["shape_bias"] == pytest.approx(shape / (shape + texture))
         assert row["by_shape"] == pytest.approx(shape / 20)
@@ -181,24 +182,33 @@ def test_the_bias_is_the_share_of_shape_among_answers_by_either(shape, texture):
     assert result.provenance["images"] == SPLITS["conflict"]
 
 
-def test_the_interval_is_about_that_of_a_share():
-    row = shape_bias(Scripted(12, 4), Conflict(), resamples=1000).table[0]
-    decided = SPLITS["conflict"] * 16 / 20
-    half = 1.96 * (0.75 * 0.25 / decided) ** 0.5
-    assert row["shape_bias_high"] - row["shape_bias_low"] == pytest.approx(2 * half, rel=0.1)
+@pytest.mark.parametrize(("shape", "texture"), [(12, 4), (20, 0), (0, 3), (1, 0)])
+def test_the_intervals_are_jeffreys(shape, texture):
+    """With Clopper & Pearson's end at 0 and at 1; a bootstrap says 100% to 100% where all answers agree."""
+    table = shape_bias(Scripted(shape, texture), Conflict()).table
+    counts = {
+        "shape_bias": (shape, shape + texture), "by_shape": (shape, 20), "by_texture": (texture, 20),
+        "by_neither": (20 - shape - texture, 20),
+    }  # fmt: skip
+    for row, pairs in ((table[0], 56), (table[1], 7)):  # 20 images of each pair
+        for name, (k, n) in ((name, (pairs * k, pairs * n)) for name, (k, n) in counts.items()):
+            jeffreys = beta(k + 0.5, n - k + 0.5).ppf([0.025, 0.975])
+            exact = binomtest(k, n).proportion_ci(0.95, method="exact")
+            expected = exact if k in (0, n) else jeffreys
+            assert (row[f"{name}_low"], row[f"{name}_high"]) == (pytest.approx(expected[0]), pytest.approx(expected[1]))
 
 
 def test_a_subset_is_reproduced_from_its_limit_and_seed():
-    by_shape, data = shape_bias(Scripted(20, 0), Conflict(limit=60, seed=3), resamples=5), Conflict(limit=60, seed=3)
+    by_shape, data = shape_bias(Scripted(20, 0), Conflict(limit=60, seed=3)), Conflict(limit=60, seed=3)
     assert by_shape.table[0]["shape_bias"] == 1  # with the fills of other rows some answers would count for the fill
     assert by_shape.table[0]["images"] == 60
-    assert shape_bias(Scripted(0, 20), data, resamples=5).table[0]["shape_bias"] == 0
-    a, b = (shape_bias(Scripted(7, 7), Conflict(size=s), resamples=5).table for s in (1120, 9))
+    assert shape_bias(Scripted(0, 20), data).table[0]["shape_bias"] == 0
+    a, b = (shape_bias(Scripted(7, 7), Conflict(size=s)).table for s in (1120, 9))
     assert a == b
 
 
 def test_without_answers_by_either_the_bias_is_nan():
-    row = shape_bias(Scripted(0, 0), Conflict(), resamples=5).table[0]
+    row = shape_bias(Scripted(0, 0), Conflict()).table[0]
     assert np.isnan(row["shape_bias"])
     assert row["by_neither"] == 1
 
@@ -206,7 +216,7 @@ def test_without_answers_by_either_the_bias_is_nan():
 def test_the_figure_shows_the_table(tmp_path):
     model = Scripted(9, 3)
     with unchanged(model.train()):
-        result = shape_bias(model, Conflict(), resamples=20)
+        result = shape_bias(model, Conflict())
     (axes,) = result.figure().axes
     assert [tick.get_text() for tick in axes.get_yticklabels()] == list(OUTLINES)
     assert axes.lines[-1].get_xdata()[0] == 0.75

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from known_models import Mean, batches, blur, identity, noise, pointwise, sharpen, stem, tower, unchanged
+from scipy.stats import sem, t
 from torch import nn
 
 from backlight import feature_maps, similarity, units
@@ -16,7 +17,6 @@ from backlight.analyses.similarity.measure import Grams
 from backlight.analyses.similarity.settings import SimilaritySettings
 from backlight.analyses.single_pass import single_pass
 from backlight.errors import UserError
-from backlight.numerics.bootstrap import counts
 from backlight.numerics.cka import cka, hsic
 
 
@@ -100,13 +100,58 @@ def test_it_shares_the_forward_pass():
 # --- intervals
 
 
-def test_the_interval_resamples_mini_batches():
+def left_out(per_batch):
+    """CKA without each of the mini-batches, by a loop."""
+    return np.stack([cka(np.sum([*per_batch[:i], *per_batch[i + 1 :]], axis=0)) for i in range(len(per_batch))])
+
+
+def test_the_interval_is_the_jackknife_over_mini_batches():
     model, data = tower(blur(), sharpen(), pointwise(noise(3, 3))).double(), batches(noise(48, 3, 8, 8).double(), 6)
     per_batch = [hsic(np.stack([(x @ x.T).numpy() for x in b])) for b in streams(model, data)]
-    drawn = [cka(np.tensordot(w, per_batch, 1)) for chunk in counts(8, 300, 5) for w in chunk]
-    result = similarity(model, data, resamples=300, seed=5)
-    assert result.arrays["cka"][1:] == pytest.approx(np.quantile(drawn, [0.025, 0.975], axis=0), abs=1e-10)
-    assert result.provenance["settings"]["seed"] == 5
+    pseudovalues = 8 * cka(np.sum(per_batch, axis=0)) - 7 * left_out(per_batch)
+    half = t.interval(0.95, 7, scale=sem(pseudovalues, axis=0))[1]
+    value, low, high = similarity(model, data).arrays["cka"]
+    off = ~np.eye(4, dtype=bool)
+    assert (value - low)[off] == pytest.approx(half[off], abs=1e-9)
+    assert (high - value)[off] == pytest.approx(np.minimum(half, 1 - value)[off], abs=1e-9)
+    assert (low[~off], high[~off]) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_the_same_numbers_from_any_seed():
+    model, data = tower(blur(), sharpen()), batches(noise(24, 3, 8, 8), 6)
+    one, two = (similarity(model, data, resamples=10, seed=s) for s in (0, 1))
+    assert one.arrays["cka"] == pytest.approx(two.arrays["cka"], abs=0)
+
+
+@pytest.mark.parametrize("parts", [4, 8, 16])
+def test_the_claims_cover_with_few_mini_batches(parts):
+    """Streams that share a part of their features, with a truth from many images; percentile resamples cover 80% at 4."""
+    rng, size, simulations = np.random.default_rng(0), 8, 400
+    stages, shared = [0, 0, 1, 1], np.array([[1.0, 0, 0.5, 0], [0.5, 1, 0, 0], [0, 0.5, 1, 0], [0, 0, 0.5, 1]])
+
+    def dependence(images):
+        latent = rng.standard_normal((4, images, 16)) * np.exp(0.15 * rng.standard_normal((images, 1)))  # as in demo-cnn
+        features = np.einsum("us,sif->uif", shared, latent)
+        return hsic(features @ features.transpose(0, 2, 1))
+
+    contrast = module._contrast(stages, matched=False)
+    truth = (cka(np.sum([dependence(400) for _ in range(40)], axis=0)) * contrast).sum()
+    inside = 0
+    for _ in range(simulations):
+        groups = np.stack([dependence(size) for _ in range(parts)])
+        square, without = cka(groups.sum(0)), cka(groups.sum(0) - groups)
+        _, low, high = module._contrasted(contrast, square, without)
+        inside += low <= truth <= high
+    assert 0.925 <= inside / simulations <= 0.985
+
+
+def test_few_mini_batches_decide_nothing():
+    images = noise(60, 2, 8, 8) * torch.tensor([10.0, 1])[:, None, None]
+    few, enough = (similarity(staged(swap=True), batches(images, size)).claims[0] for size in (15, 6))
+    assert (few.count, few.over, few.verdict) == (4, "mini-batches", "undecided")
+    assert few.low > 0
+    assert few.reason.startswith("too few mini-batches: 4")
+    assert (enough.count, enough.verdict) == (10, "holds")
 
 
 def test_a_long_run_is_stored_in_groups_of_batches(monkeypatch):
@@ -115,7 +160,7 @@ def test_a_long_run_is_stored_in_groups_of_batches(monkeypatch):
     monkeypatch.setattr(module, "GROUPS", 3)
     grouped = similarity(model, data)
     assert matrix(grouped) == pytest.approx(matrix(ungrouped), abs=1e-12)
-    assert grouped.provenance["resampled"] == "mini-batches, in 6 groups"  # of 4 batches, the last of 3
+    assert grouped.provenance["interval_over"] == "mini-batches, in 6 groups"  # of 4 batches, the last of 3
     assert grouped.provenance["batches"] == ungrouped.provenance["batches"] == 23
     low, high = (result.arrays["cka"][:, 0, 1] for result in (ungrouped, grouped))
     assert low[0] == pytest.approx(high[0])

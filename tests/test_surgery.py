@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,9 +29,10 @@ from backlight.errors import UserError
 from backlight.models.architectures.alternet import AlterNet, attention_branch
 from backlight.models.architectures.window_attention import WindowAttention
 from backlight.models.sources.load import load_model
-from backlight.models.sources.saved import save_model
+from backlight.models.sources.saved import describe, save_model
 from backlight.models.surgery.hybridize import drop_original, gates, hybridize, set_gates, smooth, surgery_of, with_surgery
 from backlight.models.surgery.modules import Blend, Placeholder, from_grid
+from backlight.records import encoded
 from backlight.tracing import hooks
 from backlight.tracing.layout import Layout, grid
 
@@ -516,7 +518,7 @@ def test_a_hybrid_is_saved_and_loaded(tmp_path):
 def test_a_record_that_does_not_fit_is_refused(tmp_path, operation, sentence):
     save_model(load_model(WORD, pretrained=False), tmp_path, spec=WORD, num_classes=5)
     path = tmp_path / "model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"surgery": [operation]}))
+    path.write_bytes(encoded(replace(describe(tmp_path), surgery=[operation])))
     with pytest.raises(UserError, match=r"model\.json: ") as error:
         load_model(str(tmp_path))
     assert sentence in str(error.value)

@@ -16,12 +16,12 @@ from torch import nn
 
 from backlight.data.augmentation import mixed_targets
 from backlight.data.loading import dataset
+from backlight.data.training_images import ImagesInFiles, ImagesInMemory, training_images
+from backlight.data.training_sampling import epoch_order, micro_batches
 from backlight.errors import UserError
 from backlight.models.sources.load import load_model
 from backlight.recipes import FASHION, RECIPES, Recipe, recipe
-from backlight.training.images import ImagesInFiles, ImagesInMemory, training_images
 from backlight.training.loop import Training, frozen_statistics, learning_rate, optimizer, sam_ascent, train
-from backlight.training.sampling import epoch_order, micro_batches
 
 QUICK = replace(FASHION, epochs=2, batch_size=16, warmup_epochs=1)
 PLAIN = replace(QUICK, crop_pad=0, flip=False, erase=0.0)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from known_models import unchanged
+from scipy.stats import beta, binomtest
 from test_landscape import CLASSES, data, small
 from torch import nn
 
 from backlight.analyses.landscape import landscape
 from backlight.analyses.trajectory import trajectory
-from backlight.curvature.loss import soft_cross_entropy, weights_only
+from backlight.curvature.loss import soft_cross_entropy
 from backlight.errors import UserError
 from backlight.numerics.bootstrap import mean_interval
 
@@ -36,7 +37,7 @@ def run():
 
 
 def measured(model, states, batches=None, **settings):
-    return trajectory(model, batches or data(), snapshots=states, **({"resamples": 50} | settings))
+    return trajectory(model, batches or data(), snapshots=states, **({"resamples": 50, "decay_all": True} | settings))
 
 
 def loaded(state):
@@ -49,6 +50,13 @@ def flat(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()]).numpy()
 
 
+def jeffreys(right, images):
+    """Accuracy with Jeffreys' interval, and Clopper & Pearson's end where all or none are correct."""
+    ends = beta(right + 0.5, images - right + 0.5).ppf([0.025, 0.975])
+    exact = binomtest(right, images).proportion_ci(0.95, method="exact")
+    return right / images, *(exact if right in (0, images) else ends)
+
+
 def test_each_row_is_a_snapshot_and_the_last_is_the_model(run):
     model, states = run
     result = measured(model, states, weight_decay=0.2)
@@ -57,8 +65,8 @@ def test_each_row_is_a_snapshot_and_the_last_is_the_model(run):
     for row, point in zip(result.table, points, strict=True):
         losses = torch.cat([soft_cross_entropy(point(x), y) for x, y in data()]).detach().numpy()
         right = torch.cat([point(x).argmax(1) == y for x, y in data()]).double().numpy()
-        for name, samples in (("nll", losses), ("accuracy", right)):
-            interval = mean_interval(samples, resamples=50)
+        accuracy = jeffreys(int(right.sum()), len(right))
+        for name, interval in (("nll", mean_interval(losses, resamples=50)), ("accuracy", accuracy)):
             assert [row[name + end] for end in ("", "_low", "_high")] == pytest.approx(list(map(float, interval)), rel=1e-9)
         assert row["decay"] == pytest.approx(0.1 * np.square(flat(point)).sum())
         assert row["loss"] == pytest.approx(row["nll"] + row["decay"])
@@ -115,7 +123,7 @@ def test_snapshots_may_be_models_and_end_with_the_model_itself(run):
 
 def test_only_what_decays_is_in_the_decay(run):
     model, states = run
-    row = measured(model, states, weight_decay=0.4, decayed=weights_only).table[-1]
+    row = measured(model, states, weight_decay=0.4, decayed=lambda _, p: p.ndim > 1).table[-1]
     assert row["decay"] == pytest.approx(0.2 * sum(p.square().sum().item() for p in model.parameters() if p.ndim > 1))
 
 

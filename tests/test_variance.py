@@ -388,3 +388,12 @@ def test_the_interval_shrinks_with_the_root_of_the_images():
         return row["variance_high"] - row["variance_low"]
 
     assert width(400) == pytest.approx(width(100) / 2, rel=0.25)
+
+
+def test_claims_over_samples_count_mini_batches():
+    """One number for each batch: 12 batches are 12, not 48 images, and 8 are too few."""
+    images = noise(48, 3, 8, 8)
+    enough, few = (variance(tower(blur()), batches(images, size), over="samples").claims[0] for size in (4, 6))
+    assert (enough.count, enough.over, enough.verdict) == (12, "mini-batches", "holds")  # 1 + H is at least 1
+    assert (few.count, few.verdict) == (8, "undecided")
+    assert variance(tower(blur()), batches(images, 4)).claims[0].over == "images"

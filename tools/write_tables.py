@@ -12,7 +12,7 @@ from dataclasses import MISSING
 from pathlib import Path
 
 from backlight.analyses.catalog import CATALOG
-from backlight.analyses.entry import BatchSettings, ObjectiveSettings
+from backlight.analyses.entry import AugmentationSettings, BatchSettings, ObjectiveSettings
 from backlight.buildup.settings import SearchSettings
 from backlight.recipes import Recipe
 from backlight.settings import Option, options
@@ -27,7 +27,7 @@ GROUPS = {
     "training run": (TrainingRun, Execution),
     "recipe": (Recipe,),
     "search": (SearchSettings,),
-    "objective": (ObjectiveSettings, BatchSettings),
+    "objective": (ObjectiveSettings, BatchSettings, AugmentationSettings),
 }
 LISTED = re.compile(r"(<!-- analyses -->\n).*?(<!-- /analyses -->)", re.DOTALL)
 MARKED = re.compile(r"(<!-- settings(?:: ([\w ]+))? -->\n).*?(<!-- /settings -->)", re.DOTALL)

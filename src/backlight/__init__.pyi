@@ -21,7 +21,7 @@ from backlight.numerics.quadrature import trace as trace
 from backlight.recipes import recipe as recipe
 from backlight.report import write_report as write_report
 from backlight.results.result import Result as Result
-from backlight.study.folder import load as load
+from backlight.study.cells import load as load
 from backlight.study.run import run_study as run_study
 from backlight.study.settings import StudySettings as StudySettings
 from backlight.tracing.find import units as units

@@ -1,6 +1,6 @@
 """``python -m backlight`` is the command line."""
 
-from backlight.cli.main import main
+from backlight.cli.main import process
 
 if __name__ == "__main__":
-    main()
+    process()

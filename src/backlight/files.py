@@ -12,15 +12,15 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from backlight.errors import UserError
+from backlight.records import is_ours
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -84,13 +84,22 @@ class atomic_folder:
 def refuse_unwritable(folder: Path) -> None:
     """Check that a folder can be written.  Errors: UserError if not, or if it holds what Backlight did not write."""
     folder = folder.resolve()
+    refuse_foreign(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists() and any(folder.iterdir()) and not any((folder / f).exists() for f in OURS):
-            raise UserError(f"{folder} holds what Backlight did not write; choose another --out, or empty it")
         tempfile.TemporaryFile(dir=folder.parent).close()
     except OSError as error:
         raise unwritable(folder, error) from error
+
+
+def refuse_foreign(folder: Path, marks: Sequence[str] = OURS) -> None:
+    """Errors: UserError if the folder holds anything, and none of these files of Backlight."""
+    try:
+        holds_anything = folder.exists() and any(folder.iterdir())
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    if holds_anything and not any(is_ours(folder / name) for name in marks):
+        raise UserError(f"{folder} holds what Backlight did not write; choose another --out, or empty it")
 
 
 def unwritable(folder: Path, error: OSError) -> UserError:
@@ -103,7 +112,8 @@ def unwritable(folder: Path, error: OSError) -> UserError:
 class PartialResults:
     """Named parts of a computation, each a mapping of arrays, saved under ``folder`` so that the computation can resume.
 
-    The parts of another request in this folder are deleted.  Without a folder nothing is saved.
+    A part is a safetensors file after its own sha256.  The parts of another request in this folder are deleted.  Without a
+    folder nothing is saved.
     """
 
     def __init__(self, folder: Path | None, request: Mapping[str, Any]) -> None:
@@ -117,11 +127,12 @@ class PartialResults:
                 shutil.rmtree(other, ignore_errors=True)
 
     def get(self, name: str) -> dict[str, np.ndarray] | None:
-        """The part of this name; None if it was not finished."""
+        """The part of this name; None if it was not finished, or is damaged."""
         try:
-            return load_file(self.folder / f"{name}.safetensors") if self.folder else None
-        except (OSError, SafetensorError):
+            content = self._path(name).read_bytes() if self.folder else b""
+        except OSError:
             return None
+        return load(content[32:]) if hashlib.sha256(content[32:]).digest() == content[:32] else None
 
     def put(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Save a part.  Errors: UserError if it cannot be written."""
@@ -129,6 +140,10 @@ class PartialResults:
             return
         try:
             content = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
-            write_atomic(self.folder / f"{name}.safetensors", content)
+            write_atomic(self._path(name), hashlib.sha256(content).digest() + content)
         except OSError as error:
             raise UserError(f"cannot write {self.folder}: {error.strerror or error}; the parts already saved stay") from error
+
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}.part"

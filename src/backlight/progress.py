@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sized
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from backlight import signals
 
 #: Seconds between two lines where there is no terminal: a log of an hour stays a page long.
 PAUSE = 10.0
@@ -43,8 +46,16 @@ class Counted:
         steps = len(self.data) if isinstance(self.data, Sized) else 0
         self.show(Progress(0, steps, what=self.what, unit=self.unit))
         for step, batch in enumerate(self.data, 1):
+            signals.check()
             yield batch
             self.show(Progress(step, steps, what=self.what, unit=self.unit))
+
+
+def print_error(line: str) -> None:
+    """A line on standard error; if that is closed or full the work goes on without it."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
 
 
 def quiet(event: Progress | str) -> None:
@@ -55,7 +66,7 @@ class Display:
     """Shows events on standard error.  A context manager, so that a bar ends when the work does."""
 
     def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
+        self.terminal = sys.stderr is not None and sys.stderr.isatty()
         self.what: str | None = None
         self.started = self.shown = time.monotonic()
         self.bar: Any = None
@@ -71,7 +82,7 @@ class Display:
     def show(self, event: Progress | str) -> None:
         """Show an event, or print a line."""
         if isinstance(event, str):
-            self.bar.console.print(event, markup=False, highlight=False) if self.bar else self._print(event)
+            self.bar.console.print(event, markup=False, highlight=False) if self.bar else print_error(event)
             return
         if event.what != self.what:
             self.what, self.started, self.shown = event.what, time.monotonic(), time.monotonic()
@@ -91,18 +102,14 @@ class Display:
         now = time.monotonic()
         name = f"{event.what}: " if event.what else ""
         if event.step == 0 and event.unit == "steps" and event.what:  # long ones
-            self._print(f"{name}{event.steps} steps")
+            print_error(f"{name}{event.steps} steps")
         elif event.step == event.steps:
             elapsed = f" in {clock(now - self.started)}" if not event.text else f", {event.text}"
-            self._print(f"{name}{event.steps} {event.unit}{elapsed}")
+            print_error(f"{name}{event.steps} {event.unit}{elapsed}")
         elif now - self.shown > PAUSE:
             self.shown = now
             left = (now - self.started) / max(1, event.step) * (event.steps - event.step)
-            self._print(f"{name}{event.step} of {event.steps} {event.unit}, {event.text or f'{clock(left)} left'}")
-
-    @staticmethod
-    def _print(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+            print_error(f"{name}{event.step} of {event.steps} {event.unit}, {event.text or f'{clock(left)} left'}")
 
 
 def _bar() -> Any:

@@ -51,6 +51,13 @@ class Recipe(Settings):
             raise UserError("SAM's first step cannot be scaled for fp16: use --precision bf16, or --sam 0")
 
 
+#: Fields that decide what the model sees of an image and its label, and fields that decide what weight decay adds: together
+#: the loss.  The other fields say how it is minimised.
+AUGMENTATION = (
+    "crop_pad", "crop_mode", "crop_scale", "flip", "rand_augment", "erase", "mixup", "cutmix", "label_smoothing",
+)  # fmt: skip
+DECAY = ("weight_decay", "decay_all")
+
 #: The main recipe of the paper, for CNNs, ViTs and AlterNets alike (``cifar100_vit.yaml``):
 #:
 #:     backlight train alternet_50_cifar --data cifar100 --recipe cifar --out runs/alternet
@@ -119,11 +126,16 @@ def recipe(name: str, **changes: Any) -> Recipe:
     >>> recipe("cifar", epochs=61).warmup_epochs
     1.0
     """
+    named = recipe_named(name)
+    refuse_unknown(changes, [field.name for field in fields(Recipe)], f"recipe {name}")
+    return replace(stretched(named, changes.get("epochs", named.epochs)), **changes)
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of this name.  Errors: UserError with the closest names."""
     if name not in RECIPES:
         raise UserError(f"no recipe is called {name!r}{did_you_mean(name, RECIPES)}; there are {', '.join(RECIPES)}")
-    refuse_unknown(changes, [field.name for field in fields(Recipe)], f"recipe {name}")
-    named = RECIPES[name]
-    return replace(stretched(named, changes.get("epochs", named.epochs)), **changes)
+    return RECIPES[name]
 
 
 def stretched(recipe: Recipe, epochs: int) -> Recipe:

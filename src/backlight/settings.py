@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 from backlight.errors import UserError, did_you_mean
 
 S = TypeVar("S", bound="Settings")
+LARGEST = 2**63  # torch and NumPy hold no larger integers
 
 
 def setting(
@@ -125,6 +126,8 @@ class Option(NamedTuple):
 
     def _checked(self, value: Any, kind: Any, name: str) -> Any:
         kind = str if get_origin(kind) is Literal else kind
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            raise UserError(f"{name} is too large a number; it must be below 2^63")
         for number, base in ((int, numbers.Integral), (float, numbers.Real)):  # NumPy's too
             if kind is number and isinstance(value, base) and not isinstance(value, bool):
                 value = number(value)

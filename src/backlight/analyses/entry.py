@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from backlight.recipes import AUGMENTATION, RECIPES, Recipe
 from backlight.settings import Option, Settings, options, refuse_unknown, setting
 
 if TYPE_CHECKING:
@@ -27,11 +28,18 @@ class NoSettings(Settings):
     """Of an analysis that has none of its own."""
 
 
+def replacing(name: str) -> Any:
+    """A field that replaces this field of the recipe; its bounds and help are the recipe's."""
+    about = Recipe.__dataclass_fields__[name].metadata
+    return field(default=None, metadata={**about, "help": f"{about['help'].removesuffix('.')}; default: the recipe's."})
+
+
 @dataclass(frozen=True)
 class ObjectiveSettings(Settings):
     """The loss whose curvature or landscape is measured."""
 
-    weight_decay: float = setting(0.05, "Weight decay of the training loss.", least=0)
+    weight_decay: float | None = replacing("weight_decay")
+    decay_all: bool | None = replacing("decay_all")
     statistics: str = setting(
         "running", "Where batch norms take mean and variance from.", choices=("running", "batch", "re-estimated")
     )
@@ -42,7 +50,18 @@ class BatchSettings(Settings):
     """How the batches of the training loss are drawn: every analysis of this loss takes them besides its own settings."""
 
     batches: int | None = setting(None, "Mini-batches; default: from --limit, or what the analysis needs.", least=1)
-    augment: str = setting("paper", "Augmentation of the training images.", choices=("paper", "crop", "none"))
+    recipe: str | None = setting(
+        None, "The recipe of this loss; default: the one saved in the model's folder, else cifar.", choices=tuple(RECIPES)
+    )
+
+
+#: What replaces the fields of the recipe that decide how images are augmented.
+AugmentationSettings: type[Settings] = make_dataclass(
+    "AugmentationSettings",
+    [(option.name, option.type | None, replacing(option.name)) for option in options(Recipe) if option.name in AUGMENTATION],
+    bases=(Settings,),
+    frozen=True,
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +114,7 @@ class Analysis:
 
     def kinds(self) -> list[type[Settings]]:
         """Its own settings, and with the training loss those of its batches."""
-        return [self.settings, *([BatchSettings] if self.training_loss else [])]
+        return [self.settings, *((BatchSettings, AugmentationSettings) if self.training_loss else ())]
 
     def checked(self, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         """All its settings, those that are not among ``values`` at their defaults.  Errors: UserError, as `Settings.of`."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from backlight.buildup.rule import Estimate, Trial
-from backlight.numerics.bootstrap import mean_interval
+from backlight.buildup.rule import UNDECIDED, Estimate, Trial
+from backlight.numerics.bootstrap import Interval
+from backlight.numerics.proportions import paired_difference_interval, share_interval
 from backlight.numerics.student import student
 from backlight.results.claim import Claim
 from backlight.results.figures import KIND_COLOUR, LEGEND
@@ -34,7 +35,7 @@ def claims(trials: Sequence[Trial], gains: dict[str, dict[str, Any]], seeds: int
                 over="seeds",
                 statement=f"Attention instead of unit {trials[1].units[0]}, the first of the rule, improves the baseline.",
                 source="Section 4.1, figure 12a",
-                quantity=f"{points} on held-out images, paired over seeds",
+                quantity=f"{points} on held-out images, paired over seeds and images",
             )
         )
     statements = {
@@ -58,20 +59,31 @@ def claims(trials: Sequence[Trial], gains: dict[str, dict[str, Any]], seeds: int
 
 
 def over_both(scores: np.ndarray) -> dict[str, Estimate]:
-    """The mean of scores with its interval over seeds, over images, and over both.  Shapes: (S, n).
+    """The mean of accuracies with its interval over seeds, over images, and over both.  Shapes: (S, n), from 0 to 1."""
+    return _over_both(scores, share_interval(scores.mean(0)))
 
-    Over seeds: Student's, the images fixed; over images: the bootstrap, the seeds fixed; over both: the two half-widths added
-    as squares.  That counts the noise of a seed and an image together twice, so the interval is rather too wide.
+
+def gain_over_both(scores: np.ndarray, baseline: np.ndarray) -> dict[str, Estimate]:
+    """The mean difference of accuracies with its intervals, paired over seeds and images.  Shapes: (S, n) twice."""
+    return _over_both(scores - baseline, paired_difference_interval(scores.mean(0), baseline.mean(0)))
+
+
+def _over_both(scores: np.ndarray, over_images: Interval) -> dict[str, Estimate]:
+    """Over seeds: Student's, the images fixed; over images, the seeds fixed; over both: the two half-widths added as squares.
+
+    That counts the noise of a seed and an image together twice, so the interval is rather too wide.
     """
     value, low, high = student(scores.mean(1).tolist())
-    _, least, most = map(float, mean_interval(scores.mean(0)))
+    _, least, most = map(float, over_images)
     both = value - math.hypot(value - low, value - least), value + math.hypot(high - value, most - value)
     return {"seeds": (value, low, high), "images": (value, least, most), "both": (value, *both)}
 
 
 @dataclass(frozen=True)
 class Buildup(Result):
-    """A row for each trial in the order of the search, then the controls; accuracies on held-out images, intervals over seeds.
+    """A row for each trial in the order of the search, then the controls; accuracies on held-out images.
+
+    Intervals of accuracies are over seeds, those of differences the wider ones of those over seeds and over images.
 
     Shapes: ``arrays["accuracy"]`` (rows, seeds).
     """
@@ -80,7 +92,7 @@ class Buildup(Result):
     panels: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     def _draw(self, ax: Axes, panel: str) -> None:
-        """Figure 12a: accuracy against the number of attentions; kept trials on a line, rejected ones open, controls grey."""
+        """Figure 12a: accuracy against the number of attentions; kept trials on a line, others open, controls grey."""
         from matplotlib.ticker import MaxNLocator
 
         drawn: dict[int, int] = {}  # marks at each number of attentions
@@ -106,10 +118,13 @@ class Buildup(Result):
 STYLES: dict[str, dict[str, Any]] = {
     "kept": {"fmt": "o-", "color": KIND_COLOUR["attention"], "zorder": 3},
     "rejected": {"fmt": "o", "color": KIND_COLOUR["attention"], "markerfacecolor": "white", "zorder": 2},
+    "undecided": {"fmt": "D", "color": KIND_COLOUR["attention"], "markerfacecolor": "white", "zorder": 2},
     "parameters matched": {"fmt": "s", "color": "0.6", "zorder": 1},
 }
 #: Verdict -> group of rows.
-VERDICTS = {"baseline": "kept", "keep": "kept", "reject": "rejected", "control": "parameters matched"}
+VERDICTS = {
+    "baseline": "kept", "keep": "kept", "reject": "rejected", UNDECIDED: "undecided", "control": "parameters matched",
+}  # fmt: skip
 
 
 def label(ax: Axes, row: Row, x: float) -> None:

@@ -1,4 +1,4 @@
-"""The paper's build-up rule as a search without training: it proposes candidates and is told their accuracies.
+"""The paper's build-up rule as a search without training: it proposes candidates and takes their answers.
 
 Park & Kim, "How Do Vision Transformers Work?" (ICLR 2022), section 4.1, and the README of their repository.
 """
@@ -11,14 +11,21 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
+from backlight.numerics.proportions import paired_difference_interval
 from backlight.numerics.student import student
+from backlight.results.claim import LEAST
 from backlight.tracing.tap import Unit
+
+Array = NDArray[np.float64]
 
 #: The units that attention replaces, ascending.
 Placement = tuple[int, ...]
 #: A value and its 95% interval: value, low, high.
 Estimate = tuple[float, float, float]
+#: The verdict with fewer seeds than an interval over seeds needs.
+UNDECIDED = "undecided: too few seeds"
 
 
 def replaceable_units(units: Sequence[Unit]) -> list[list[int]]:
@@ -61,39 +68,60 @@ def candidates(stages: Sequence[Sequence[int]], patience: int = 0) -> Generator[
                 break
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
-    """A placement, its accuracy with each seed, and their difference from those of ``against``, seed by seed.
+    """A placement, its answers with each seed, and the difference of its accuracies from those of ``against``, seed by seed.
 
-    verdict: baseline, keep, reject, or control.  detectable: the smallest difference that would have been kept, given how much
-    these seeds differ; NaN for one seed.
+    correct: whether each held-out image is classified correctly, 0 or 1.  Shapes: (seeds, images).
+    verdict: baseline, keep, reject, `UNDECIDED`, or control.  detectable: the smallest difference that would have been kept,
+    given how much these seeds and images differ; infinite with fewer than 3 seeds.
     """
 
     units: Placement
-    accuracies: tuple[float, ...]
+    correct: Array
     verdict: str
     against: Placement | None = None
     difference: Estimate = (math.nan, math.nan, math.nan)
     detectable: float = math.nan
 
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """The accuracy with each seed."""
+        return tuple(self.correct.mean(1).tolist())
+
     @classmethod
     def compared(
-        cls, units: Placement, accuracies: Sequence[float], other: Trial, *, margin: float = 0.0, control: bool = False
+        cls, units: Placement, correct: ArrayLike, other: Trial, *, margin: float = 0.0, control: bool = False
     ) -> Trial:
-        """The trial after its comparison: kept if the 95% interval of the mean difference lies above the margin.
+        """The trial after its comparison: kept if its gain is above the margin by more than the noise, and above one image.
 
-        The interval is Student's, of the differences between equal seeds.  With one seed the plain difference decides.
+        Errors: ValueError if the answers are not those of as many seeds and images as the other's.
         """
-        value, low, high = student(np.subtract(accuracies, other.accuracies).tolist())
-        single = len(accuracies) == 1
-        better = (value if single else low) > margin
-        verdict = "control" if control else "keep" if better else "reject"
-        detectable = math.nan if single else value - low + margin
-        return cls(units, tuple(accuracies), verdict, other.units, (value, low, high), detectable)
+        answers = np.asarray(correct, np.float64)
+        if answers.shape != other.correct.shape:
+            raise ValueError(f"the answers have shape {answers.shape}, those they are compared with {other.correct.shape}")
+        seeds, images = answers.shape
+        value, low, high = over_seeds_or_images(answers, other.correct)
+        decided = seeds >= LEAST["seeds"]
+        detectable = max(value - low + margin, 1 / images) if decided else math.inf
+        verdict = "control" if control else UNDECIDED if not decided else "keep" if value > detectable else "reject"
+        return cls(units, answers, verdict, other.units, (value, low, high), detectable)
+
+
+def over_seeds_or_images(correct: Array, other: Array) -> Estimate:
+    """The mean difference of accuracy; each end of its interval is the wider one of two.
+
+    Over seeds: Student's, of the differences between equal seeds.  Each seed has its own held-out images, so these differences
+    vary by the images too.  Over images: Tango's, of all pairs of answers; it is the wider one where seeds agree by chance.
+    Shapes: (seeds, images) twice.
+    """
+    value, *of_seeds = student((correct - other).mean(1).tolist())
+    _, *of_images = map(float, paired_difference_interval(correct.ravel(), other.ravel()))
+    return value, min(of_seeds[0], of_images[0]), max(of_seeds[1], of_images[1])
 
 
 class Search:
-    """The rule, step by step: ``candidate`` is the placement to train next, `tell` takes its accuracies.
+    """The rule, step by step: ``candidate`` is the placement to train next, `tell` takes its answers.
 
     The first candidate is (), the baseline; None: the search is over.
     """
@@ -106,15 +134,18 @@ class Search:
         self._order = candidates(stages, patience)
         self._units = [unit for stage in reversed(stages) for unit in stage]
 
-    def tell(self, accuracies: Sequence[float]) -> Trial:
-        """Compare the candidate, by its accuracy with each seed, and move on to the next."""
+    def tell(self, correct: ArrayLike) -> Trial:
+        """Compare the candidate by its answers with each seed, and move on to the next.
+
+        Shapes: (seeds, images): 1 where a held-out image is classified correctly, otherwise 0.
+        """
         if self.candidate is None:
             raise RuntimeError("the search is over")
         first = not self.trials
         if first:
-            trial = Trial((), tuple(accuracies), "baseline")
+            trial = Trial((), np.asarray(correct, np.float64), "baseline")
         else:
-            trial = Trial.compared(self.candidate, accuracies, self.best, margin=self.margin)
+            trial = Trial.compared(self.candidate, correct, self.best, margin=self.margin)
         self.trials.append(trial)
         if first or trial.verdict == "keep":
             self.best = trial

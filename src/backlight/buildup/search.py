@@ -3,7 +3,7 @@
 Park & Kim, "How Do Vision Transformers Work?" (ICLR 2022), section 4.1, figure 12a, and the README of their repository:
 replace convolutions by attention alternately, from the end; if that does not improve, continue at the end of an earlier stage.
 Each candidate is trained from scratch with several seeds, evaluated on images held out of the training set, and kept if it is
-better by more than the noise between seeds.
+better by more than the noise between seeds and between images.
 
     OUT/run.json                        the request: model, data, recipe, ...
     OUT/designs/NAME/model.json         an architecture: a MODEL without weights
@@ -14,12 +14,11 @@ better by more than the noise between seeds.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
@@ -30,42 +29,44 @@ import numpy as np
 import torch
 from torch import nn
 
-from backlight.buildup.result import Buildup, claims, over_both, percent, signed, summary
+from backlight.buildup.result import Buildup, claims, gain_over_both, over_both, percent, signed, summary
 from backlight.buildup.rule import Placement, Search, Trial, replaceable_units
+from backlight.buildup.scores import held_out_images, scores
 from backlight.buildup.settings import CHANGEABLE, SearchSettings
 from backlight.data.loading import load_data
 from backlight.data.preprocessing import preprocessing as image_format
 from backlight.data.preprocessing import pretrained_cfg_of
-from backlight.devices import device_named, local_device
 from backlight.errors import UserError
 from backlight.files import write_atomic
 from backlight.models.cost import parameters
 from backlight.models.sources.load import load_model
-from backlight.models.sources.saved import DESCRIPTION, PREPROCESSING, WEIGHTS, describe, saved_folder
+from backlight.models.sources.saved import DESCRIPTION, PREPROCESSING, WEIGHTS, SavedModel, describe, saved_folder
 from backlight.models.surgery.hybridize import drop_original, hybridize, surgery_of
 from backlight.numerics.student import student
 from backlight.progress import Progress, clock
 from backlight.recipes import Recipe
+from backlight.records import encoded, read_record
+from backlight.results.claim import LEAST
 from backlight.results.provenance import provenance
-from backlight.results.result import Row, columns, plain
+from backlight.results.result import Row, columns
 from backlight.tracing.find import units
 from backlight.tracing.tap import spell
-from backlight.tracing.trace import evaluating
-from backlight.training.run import Run, prepare
+from backlight.training.run import Run, RunRecord, prepare
 from backlight.training.run_folder import RUN, is_complete, start_folder, train_to_folder
 from backlight.training.settings import Execution, ImageSelection
 
-BATCH = 256  # images of a forward pass in the final test
 #: Share of the first training after which its length is known well enough to compare it with the budget.
 FORESEEN = 0.1
 
 
 @dataclass(frozen=True)
-class BuildupRun(ImageSelection, SearchSettings):
+class BuildupRun(ImageSelection, SearchSettings, RunRecord):
     """A baseline by name, the recipe of all trainings, and the settings of the search.
 
     A search resumes only if all of them are the same, except margin, patience, controls and minutes.
     """
+
+    record = "search"
 
     model: str
     recipe: Recipe
@@ -76,9 +77,8 @@ class BuildupRun(ImageSelection, SearchSettings):
         return {"heads": self.heads, "dim_head": self.dim_head, "window": self.window}
 
     def request(self) -> dict[str, Any]:
-        """What `run.json` holds; seed and snapshots are constants, and stay so that older folders resume."""
-        settings = {name: value for name, value in asdict(self).items() if name not in CHANGEABLE}
-        return plain({**settings, "seed": 0, "snapshots": ()})
+        """What has to be the same when the search resumes."""
+        return {name: value for name, value in super().request().items() if name not in CHANGEABLE}
 
     def training(self, model: str, recipe: Recipe, seed: int) -> Run:
         """One training of a design."""
@@ -93,13 +93,13 @@ def buildup_to_folder(run: BuildupRun, out: Path, **execution: Any) -> Iterator[
     """
     how = Execution(**execution)
     with exclusive(out):
-        is_complete(run.request(), out, resume=how.resume, overwrite=how.overwrite)
+        is_complete(run, out, resume=how.resume, overwrite=how.overwrite)
         bench = Bench(run, out, how)
-        start_folder(run.request(), out, overwrite=how.overwrite)  # only now, because everything else is valid
+        start_folder(run, out, overwrite=how.overwrite)  # only now, because everything else is valid
     with exclusive(out):  # again, because overwriting makes a new folder
         yield from (f"{sentence}: it stays" for sentence in bench.refused)
-        if len(run.seeds) == 1:
-            yield "one seed: the noise between seeds is unknown, and the plain difference decides"
+        if len(run.seeds) < LEAST["seeds"]:
+            yield f"seeds: {len(run.seeds)}, too few for the noise between seeds; nothing is kept below {LEAST['seeds']}"
         search = Search(bench.stages, margin=run.margin, patience=run.patience)
         over_budget = ""
         while search.candidate is not None and not over_budget:
@@ -115,8 +115,8 @@ def buildup_to_folder(run: BuildupRun, out: Path, **execution: Any) -> Iterator[
             over_budget = over_budget or bench.over_budget(design)
             if over_budget:
                 break
-            accuracies = yield from bench.train(design, len(controlled) - number)
-            matched.append(Trial.compared(kept.units, accuracies, search.trials[0], control=True))
+            correct = yield from bench.train(design, len(controlled) - number)
+            matched.append(Trial.compared(kept.units, correct, search.trials[0], control=True))
             yield bench.line(design, matched[-1])
         if over_budget:
             yield f"{over_budget}; --resume with more --minutes continues"
@@ -177,23 +177,23 @@ class Bench:
         folder = self.out / "designs" / name
         source = saved_folder(self.spec)
         cfg = pretrained_cfg_of(model)
-        description = {
-            "model": describe(source)["model"] if source else self.spec,
-            "num_classes": getattr(model, "num_classes", None),
-            "preprocessing": {key: cfg[key] for key in PREPROCESSING if key in cfg},
-            "surgery": surgery_of(model),
-        }
-        write_atomic(folder / DESCRIPTION, json.dumps(plain(description), indent=2).encode())
+        description = SavedModel(
+            describe(source).model if source else self.spec,
+            getattr(model, "num_classes", None),
+            {key: cfg[key] for key in PREPROCESSING if key in cfg},
+            surgery=surgery_of(model),
+        )
+        write_atomic(folder / DESCRIPTION, encoded(description))
         stages = groupby(self.units, key=lambda unit: unit.stage)
         added = tuple(sum(unit.index in placement for unit in stage) for _, stage in stages)
         return Design(name, placement, folder, added, spell(units(model, self.images)), parameters(model))
 
-    def train(self, design: Design, designs: int) -> Generator[str | Progress, None, list[float]]:
-        """Train a design with each seed, unless that is done; returns its accuracies on held-out images, one for each seed.
+    def train(self, design: Design, designs: int) -> Generator[str | Progress, None, np.ndarray]:
+        """Train a design with each seed, unless that is done; returns whether it classifies each held-out image correctly.
 
-        designs: at most so many are still to be trained, with this one.
+        designs: at most so many are still to be trained, with this one.  Shapes: -> (seeds, images).
         """
-        accuracies = []
+        correct = []
         recipe = replace(self.run.recipe, drop_path=0.0)  # drop path is among the arguments of the design
         for number, seed in enumerate(self.run.seeds):
             folder = self.folder(design, seed)
@@ -206,11 +206,11 @@ class Bench:
                     yield from self.within_budget(events) if not self.seconds else events
             shutil.rmtree(folder / "best", ignore_errors=True)  # the last weights are evaluated; this saves half the space
             description = describe(folder)
-            self.seconds.append(description["seconds"])
+            self.seconds.append(description.seconds or 0.0)
             if len(self.seconds) == 1:
-                self.refuse_small_budget(description["seconds"])
-            accuracies.append(description["test"]["accuracy"][0])
-        return accuracies
+                self.refuse_small_budget(self.seconds[0])
+            correct.append(scores_held_out(self, design, seed))
+        return np.stack(correct)
 
     def folder(self, design: Design, seed: int) -> Path:
         """The folder of a training."""
@@ -228,9 +228,9 @@ class Bench:
         """Copy the first seed's model of a design to ``OUT/model``."""
         source, target = self.folder(design, self.run.seeds[0]), self.out / "model"
         description = describe(source)
-        description["run"] |= {"model": self.run.model}
+        facts = {**description.facts, "run": {**description.facts["run"], "model": self.run.model}}
         write_atomic(target / WEIGHTS, (source / WEIGHTS).read_bytes())
-        write_atomic(target / DESCRIPTION, json.dumps(description, indent=2).encode())
+        write_atomic(target / DESCRIPTION, encoded(replace(description, facts=facts)))
 
     # The budget
 
@@ -301,12 +301,12 @@ def final_result(bench: Bench, search: Search, matched: Sequence[Trial], over_bu
     if matched:
         roles["matched"] = designs[len(search.trials)]
     correct = {role: np.stack([scores_on_test(bench, design, seed) for seed in run.seeds]) for role, design in roles.items()}
-    test = {role: over_both(scores) for role, scores in correct.items()}
-    gains = {role: over_both(scores - correct["baseline"]) for role, scores in correct.items() if role != "baseline"}
+    test = {role: over_both(answers) for role, answers in correct.items()}
+    gains = {role: gain_over_both(answers, correct["baseline"]) for role, answers in correct.items() if role != "baseline"}
     model = load_model(str(bench.folder(roles.get("winner", designs[0]), run.seeds[0])))
-    data = load_data(run.data, model=model, split="test", root=bench.execution.data_root, batch_size=BATCH)
+    data = load_data(run.data, model=model, split="test", root=bench.execution.data_root)
     facts = provenance(
-        model, data, images=data.images, seeds=list(run.seeds), held_out_images=bench.held_out_images, resamples=1000, seed=0,
+        model, data, images=data.images, seeds=list(run.seeds), held_out_images=bench.held_out_images,
         margin=run.margin, patience=run.patience, controls=run.controls, **run.attention,
     ) | {
         "winner": list(search.best.units),
@@ -351,12 +351,13 @@ def placement_name(placement: Placement) -> str:
 
 def scores_on_test(bench: Bench, design: Design, seed: int) -> np.ndarray:
     """Whether each test image is classified correctly, 0 or 1.  Shapes: -> (n,)."""
-    device = device_named(local_device(bench.execution.device))
-    model = load_model(str(bench.folder(design, seed)))
-    data = load_data(bench.run.data, model=model, split="test", root=bench.execution.data_root, batch_size=BATCH)
-    with evaluating(model.to(device)), torch.inference_mode():
-        correct = [model(images.to(device)).argmax(1).cpu() == labels for images, labels in data]
-    return torch.cat(correct).double().numpy()
+    return scores(bench.folder(design, seed), bench.run.data, bench.execution)
+
+
+def scores_held_out(bench: Bench, design: Design, seed: int) -> np.ndarray:
+    """Whether each image that this training held out is classified correctly, 0 or 1.  Shapes: -> (n,)."""
+    run = bench.run.training(str(design.folder), bench.run.recipe, seed)
+    return scores(bench.folder(design, seed), held_out_images(run, bench.execution), bench.execution)
 
 
 def designs_left(search: Search, controls: bool) -> int:
@@ -367,12 +368,9 @@ def designs_left(search: Search, controls: bool) -> int:
 
 def update_design_path(training: Path, design: Path) -> None:
     """Write the present folder of the design into an unfinished training, because the search may have been moved."""
-    try:
-        request: Mapping[str, Any] = json.loads((training / RUN).read_bytes())
-    except (OSError, ValueError):
-        return
-    if request.get("model") != str(design):
-        write_atomic(training / RUN, (json.dumps({**request, "model": str(design)}, indent=1) + "\n").encode())
+    run = read_record(training / RUN, Run)
+    if run is not None and run.model != str(design):
+        write_atomic(training / RUN, encoded(replace(run, model=str(design))))
 
 
 @contextmanager

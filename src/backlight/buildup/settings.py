@@ -16,7 +16,7 @@ class SearchSettings(Settings):
     """How candidates are built, trained and compared."""
 
     held_out: float = setting(0.1, "Share of the training images that candidates are compared on.", least=0, below=1)
-    seeds: tuple[int, ...] = setting((0, 1, 2), "Train each candidate once with each of these seeds.", least=0)
+    seeds: tuple[int, ...] = setting((0, 1, 2), "Train each candidate with each seed; 2 or fewer keep nothing.", least=0)
     heads: int | None = setting(None, "Heads of each attention; default: 3 x the branch's width / dim_head.", least=1)
     dim_head: int = setting(64, "Channels of a head.", least=1)
     window: int = setting(7, "Side of the attention windows.", least=1)

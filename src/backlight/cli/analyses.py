@@ -12,7 +12,7 @@ import typer
 from backlight.analyses.catalog import CATALOG, entry
 from backlight.analyses.entry import Analysis
 from backlight.cli.options import AsJson, Given, Models, Out, Overwrite, Quiet, shard_numbered, takes
-from backlight.cli.output import display, interrupts, print_csv, print_json, say
+from backlight.cli.output import display, print_csv, print_json, say, write
 from backlight.errors import UserError
 from backlight.study.config import BY_DEFAULT, Config, read_config
 from backlight.study.plan import plan
@@ -129,10 +129,21 @@ def study_command(
         print_csv([{"model": cell.model, "analysis": cell.analysis, "out": str(folder)} for cell in cells])
         return
     failed = run_and_tell(models, requested, shared, folder, overwrite=overwrite, quiet=quiet)
-    say(f"{folder} is written; next: backlight report {folder}")
+    say(f"{folder} is written; {outcome(folder)}; next: backlight claims {folder}, backlight report {folder}")
     if failed:
         say(f"{failed} of {len(cells)} cells failed; the same command tries them again")
         raise SystemExit(5)
+
+
+def outcome(folder: Path) -> str:
+    """How many statements about a folder of results were tested, and with which outcome."""
+    from backlight.claims.findings import findings, summary
+    from backlight.study.folder import read_study
+
+    try:
+        return summary(findings(read_study(folder)))
+    except UserError:  # no cell has a result
+        return summary([])
 
 
 def run_and_tell(
@@ -143,15 +154,13 @@ def run_and_tell(
     from backlight.study.run import run_study
 
     failed = 0
-    with display(quiet) as show, interrupts() as interrupted:
+    with display(quiet) as show:
         running = run_study(models, analyses, shared, out, keep_going=keep_going, overwrite=overwrite, show=show)
         with closing(running):  # type: ignore[type-var]
             for done in running:
                 failed += done.failed
                 if not quiet or done.failed:
                     (say if quiet else show)(f"{done.model} {done.analysis}: {done.state}")
-                if interrupted:
-                    raise KeyboardInterrupt
     return failed
 
 
@@ -162,7 +171,7 @@ def report_command(
     """Write the page and print where."""
     from backlight.report import write_report
 
-    print(write_report(folder, out))
+    write(f"{write_report(folder, out)}\n")
 
 
 def demo_command(
@@ -176,7 +185,7 @@ def demo_command(
 
     config = read_config(DEMO)
     for model in config.models:
-        print(f"{model}: {summary_of(model)}", flush=True)
+        write(f"{model}: {summary_of(model)}\n")
     shared = StudySettings(**{**config.shared, **({"limit": limit} if limit else {})})
     run_and_tell(config.models, config.analyses, shared, out, quiet=quiet, keep_going=False)
-    print(write_report(out))
+    write(f"{write_report(out)}\n")

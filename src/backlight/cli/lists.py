@@ -12,7 +12,7 @@ import typer
 from backlight.analyses.catalog import CATALOG
 from backlight.analyses.entry import Analysis
 from backlight.cli.options import AsJson, Model, Modules, Pretrained
-from backlight.cli.output import print_json, print_rows, print_table, say
+from backlight.cli.output import print_json, print_rows, print_table, say, write
 from backlight.errors import UserError
 
 
@@ -70,7 +70,7 @@ def units_command(
     if as_json:
         print_json({"model": model, "word": spell(units), "units": rows})
     else:
-        print(f"{model}: {spell(units)}")
+        write(f"{model}: {spell(units)}\n")
         print_table(rows)
     if prove:
         proven, refuted = list(proof.values()).count(True), list(proof.values()).count(False)

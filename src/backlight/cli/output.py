@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import signal
+import os
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from backlight.progress import Display, Show, quiet
+from backlight.errors import UserError
+from backlight.progress import Display, Show, print_error, quiet
 
 
 def display(silent: bool) -> AbstractContextManager[Show]:
@@ -19,29 +20,41 @@ def display(silent: bool) -> AbstractContextManager[Show]:
     return nullcontext(quiet) if silent else Display()
 
 
-@contextmanager
-def interrupts() -> Iterator[list[int]]:
-    """Within the block Ctrl-C is noted in the list, besides being raised: Python drops what is raised inside a callback."""
-    noted: list[int] = []
+def prepare() -> None:
+    """Before anything is opened: no file gets the number of a closed stream, and no character fits no stream."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
-    def note(number: int, _: Any) -> None:
-        noted.append(number)
-        raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGINT)
-    main_thread = threading.current_thread() is threading.main_thread()
-    if main_thread:
-        signal.signal(signal.SIGINT, note)
+def write(text: str) -> None:
+    """Write to standard output.  Errors: UserError if it is closed or full; BrokenPipeError if the reader left."""
+    if sys.stdout is None:
+        raise UserError("standard output is closed, so nothing can be printed: open it, or send it to a file")
     try:
-        yield noted
-    finally:
-        if main_thread:
-            signal.signal(signal.SIGINT, before)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard()
+        raise
+    except OSError as error:
+        discard()
+        raise UserError(f"cannot write to standard output: {error.strerror}: send it to another place") from error
+
+
+def discard() -> None:
+    """Send what standard output still holds nowhere, so that the end of the process does not try it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(line: str) -> None:
     """A line for people."""
-    print(line, file=sys.stderr, flush=True)
+    print_error(line)
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
@@ -52,21 +65,23 @@ def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
 def print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows as CSV with a header; nothing if there are none."""
     if rows:
-        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+        write(text.getvalue())
 
 
 def print_json(value: Any) -> None:
     """Any result as JSON."""
-    from backlight.results.result import plain
+    from backlight.records import plain
 
-    print(json.dumps(plain(value), indent=1, ensure_ascii=False))
+    write(json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows in aligned columns."""
     lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    aligned = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    write("".join(f"{line}\n" for line in aligned))

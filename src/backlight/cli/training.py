@@ -10,7 +10,7 @@ import typer
 
 from backlight.buildup.settings import SearchSettings
 from backlight.cli.options import AsJson, Given, Model, Pretrained, Quiet, takes, whole_numbers
-from backlight.cli.output import display, print_rows, print_table
+from backlight.cli.output import display, print_rows, print_table, write
 from backlight.errors import UserError
 from backlight.recipes import Recipe, recipe
 from backlight.training.settings import Execution, TrainingData, TrainingRun
@@ -62,14 +62,14 @@ def train_command(
         events = over_seeds(run, out, whole_numbers(seeds, "seeds"), **given[Execution])
     follow(events, quiet)
     if first_process():
-        print(out)
+        write(f"{out}\n")
 
 
 @takes(TrainingData, SearchSettings, Execution, replaces=Recipe, without=("log",))
 def buildup_command(given: Given, model: Model, out: ModelFolder, *, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Print a row a design."""
     from backlight.buildup.search import BuildupRun, buildup_to_folder
-    from backlight.study.folder import load
+    from backlight.study.cells import load
 
     run = BuildupRun(model, **requested(given, SearchSettings))
     follow(buildup_to_folder(run, out, **given[Execution]), quiet)
@@ -133,7 +133,7 @@ def hybridize_command(
         hybrid = surgery.drop_original(hybrid, images)
     if smooth:
         hybrid = surgery.smooth(hybrid, images)
-    classes = describe(source).get("classes") if (source := saved_folder(model)) else None
+    classes = describe(source).classes if (source := saved_folder(model)) else None
     with atomic_folder(out) as draft:
         save_model(hybrid, draft, spec=model, num_classes=getattr(hybrid, "num_classes", None), classes=classes)
     rows = [

@@ -1,4 +1,4 @@
-"""Batches of the training loss: augmented images and soft targets, drawn once with a seed and then fixed.
+"""Batches of the training loss: those of the first epoch of a training with some recipe, drawn once and then fixed.
 
 The curvature and the landscape of a loss need one fixed function of the weights.  New augmentation at every evaluation, as in
 the authors' code, changes the function each time.
@@ -6,46 +6,62 @@ the authors' code, changes the function each time.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from backlight.data.class_names import as_outputs_of
+from backlight.data.image_set import ImageSet
 from backlight.data.loading import dataset, source_record
-from backlight.data.preprocessing import in_colours, preparation
+from backlight.data.preprocessing import preprocessing
 from backlight.data.sampling import at_least_one
-from backlight.errors import UserError, did_you_mean
+from backlight.data.training_batches import training_batch
+from backlight.data.training_images import images_for
+from backlight.data.training_sampling import micro_batches
+from backlight.errors import UserError
+from backlight.models.sources.saved import saved_recipe
+from backlight.recipes import AUGMENTATION, Recipe, recipe_named
+from backlight.settings import refuse_unknown
+
+#: The recipe of the loss where none is given or saved with the model: the paper's.
+DEFAULT = "cifar"
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """How training changes a batch before the forward pass."""
+class ChosenRecipe:
+    """The recipe of a loss, and why it is this one."""
 
-    crop_pad: int | None = 4  # pixels of padding for a random crop of small images; large ones are cropped and resized
-    flip: bool = True
-    rand_augment: str = "rand-m9-n2-mstd1.0"  # as timm spells it
-    mixup: float = 1.0
-    cutmix: float = 0.8
-    label_smoothing: float = 0.1
+    recipe: Recipe
+    name: str | None  # None: it has no name
+    chosen: str  # "given", "saved with the model" or "the default"
+    replaced: tuple[str, ...] = ()  # fields that were given beside it
 
-    def __post_init__(self) -> None:
-        if self.crop_pad is None and (self.flip or self.rand_augment):
-            raise UserError("crop_pad is None, so images are not augmented; turn flip and rand_augment off, or give crop_pad=0")
+    def replacing(self, fields: tuple[str, ...], changes: dict[str, Any]) -> ChosenRecipe:
+        """With other values of some of these fields; None: the recipe's.  Errors: UserError for another field or value."""
+        refuse_unknown(changes, fields, "the recipe of a loss")
+        given = {name: value for name, value in changes.items() if value is not None}
+        return replace(self, recipe=replace(self.recipe, **given), replaced=(*self.replaced, *given))
+
+    def record(self) -> dict[str, Any]:
+        """Which recipe it is, in plain values."""
+        return {"name": self.name, "chosen": self.chosen, "replaced": list(self.replaced)}
 
 
-#: The authors' ``configs/cifar100_vit.yaml``, their ``cifar100_vit_noaug.yaml``, and no augmentation.
-AUGMENTATIONS = {
-    "paper": Augmentation(),
-    "crop": Augmentation(rand_augment="", mixup=0, cutmix=0, label_smoothing=0),
-    "none": Augmentation(crop_pad=None, flip=False, rand_augment="", mixup=0, cutmix=0, label_smoothing=0),
-}
+def chosen_recipe(model: nn.Module, recipe: Recipe | str | None = None) -> ChosenRecipe:
+    """The recipe that is given; without one, that which is saved with the model; without that, the paper's `DEFAULT`.
+
+    Errors: UserError for an unknown name.
+    """
+    if isinstance(recipe, Recipe):
+        return ChosenRecipe(recipe, None, "given")
+    if recipe is not None:
+        return ChosenRecipe(recipe_named(recipe), recipe, "given")
+    if saved := saved_recipe(model):
+        return ChosenRecipe(saved, None, "saved with the model")
+    return ChosenRecipe(recipe_named(DEFAULT), DEFAULT, "the default, because none is saved with the model")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +70,7 @@ class Batches:
 
     batches: tuple[tuple[Tensor, Tensor], ...] = field(repr=False)
     classes: tuple[str, ...]
+    recipe: ChosenRecipe
     provenance: dict[str, Any]
 
     @property
@@ -74,102 +91,47 @@ def draw_batches(
     model: nn.Module,
     images: int,
     batch_size: int = 16,
-    augment: str | Augmentation = "paper",
+    recipe: Recipe | str | None = None,
     split: str = "train",
     seed: int = 0,
     root: str | Path | None = None,
     download: bool = False,
+    **changes: Any,
 ) -> Batches:
-    """Full batches of a stratified, shuffled subset of a data set, augmented as in training and prepared for ``model``.
+    """The full batches of one epoch over a stratified subset of a data set, as a training with this seed makes them.
 
-    ``images`` is rounded down to full batches.  Mixing combines pairs of images in a batch, so it needs an even batch size.
+    ``recipe``: as for `chosen_recipe`; ``changes``: fields of its augmentation with other values, as ``mixup=0.0``.  Size,
+    colours and statistics of the images are the model's.  ``images`` is rounded down to full batches.
     Errors: UserError for a wrong name or number; Unavailable if the data are not available.
     """
     at_least_one("images", images)
     at_least_one("batch_size", batch_size)
-    augmentation = augmentation_named(augment)
-    if batch_size % 2 and (augmentation.mixup or augmentation.cutmix):
-        raise UserError(f"a batch of {batch_size} images cannot be mixed in pairs; give an even batch size, or augment='none'")
+    chosen = chosen_recipe(model, recipe).replacing(AUGMENTATION, changes)
     source = dataset(name, split, limit=images, seed=seed, root=root, download=download)
     if len(source) < batch_size:
         raise UserError(f"{name} has {len(source)} images, fewer than a batch of {batch_size}; give a smaller batch size")
-    order = np.argsort(np.random.PCG64(seed).random_raw(len(source)))[: len(source) // batch_size * batch_size]
-    prepare, record = preparation(model, None)
-    if augmentation.crop_pad is not None:
-        prepare = augmented_preparation(augmentation, record, source[0][0])
-    mix = mixing(len(source.classes), augmentation.mixup, augmentation.cutmix, augmentation.label_smoothing)
-    with seeded(seed):
-        batches = []
-        for indices in order.reshape(-1, batch_size):
-            items = [source[int(i)] for i in indices]
-            stacked = torch.stack([prepare(image) for image, _ in items])
-            batches.append(mix(stacked, torch.tensor([label for _, label in items])))
-    facts = {"preprocessing": record, "augmentation": asdict(augmentation), "batch_size": batch_size, "batches": len(batches)}
-    return Batches(tuple(batches), source.classes, source_record(source, images, seed) | facts)
+    source, outputs = as_outputs_of(model, source)
+    wanted = preprocessing(model)
+    batches = tuple(first_epoch(source, wanted, replace(chosen.recipe, batch_size=batch_size, accumulate=1), seed))
+    facts = {
+        "preprocessing": wanted,
+        "augmentation": {field: getattr(chosen.recipe, field) for field in AUGMENTATION},
+        "batch_size": batch_size,
+        "batches": len(batches),
+    }
+    return Batches(batches, source.classes, chosen, source_record(source, images, seed) | facts | outputs)
 
 
-def augmentation_named(augment: str | Augmentation) -> Augmentation:
-    """The augmentation of this name; an `Augmentation` itself.  Errors: UserError if there is none of this name."""
-    if isinstance(augment, Augmentation):
-        return augment
-    if augment not in AUGMENTATIONS:
-        hint = did_you_mean(augment, AUGMENTATIONS)
-        raise UserError(f"augment is {augment!r}{hint}; it must be {' or '.join(AUGMENTATIONS)}")
-    return AUGMENTATIONS[augment]
+def first_epoch(source: ImageSet, wanted: dict[str, Any], recipe: Recipe, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of the first epoch of a training on these images, in order.  ``wanted``: a model's `preprocessing`."""
+    images = images_for(source, wanted)
+    settings: dict[str, Any] = {"cropped": images.cropped, "seed": seed}
+    steps = range(len(images) // recipe.batch_size)
+    parts = (part for step in steps for part in micro_batches(recipe, len(images), images.size, step=step, **settings))
+    for part, pixels in images.fetch(parts, recipe.crop_scale):
+        yield training_batch(part, pixels, images, recipe)
 
 
-def augmented_preparation(
-    augmentation: Augmentation, record: dict[str, Any], example: Image.Image
-) -> Callable[[Image.Image], Tensor]:
-    """A function from a PIL image to the model's input.  Images of the input's size are cropped without resizing."""
-    from timm.data.auto_augment import rand_augment_transform
-    from torchvision.transforms import v2
-
-    h, w = record["input_size"][1:]
-    normalise = v2.Compose(
-        [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(record["mean"], record["std"])]
-    )
-    same = (example.height, example.width) == (h, w)
-    bicubic = v2.InterpolationMode.BICUBIC
-    crop = v2.RandomCrop((h, w), padding=augmentation.crop_pad) if same else v2.RandomResizedCrop((h, w), interpolation=bicubic)
-    grey = tuple(round(255 * mean) for mean in record["mean"])
-    changes: list[Any] = [crop, *([v2.RandomHorizontalFlip()] if augmentation.flip else [])]
-    if augmentation.rand_augment:
-        fill = grey * 3 if len(grey) == 1 else grey
-        options = {"translate_const": int(0.45 * min(h, w)), "img_mean": fill}
-        changes.append(rand_augment_transform(augmentation.rand_augment, options))
-    change = v2.Compose(changes)
-
-    def prepare(image: Image.Image) -> Tensor:
-        changed = change(image.convert("RGB"))  # RandAugment needs three colours
-        return in_colours(changed, colours=record["colours"], then=normalise)
-
-    return prepare
-
-
-def mixing(
-    classes: int, mixup: float, cutmix: float, label_smoothing: float
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A function from images and labels (B,) to mixed images and targets; these are soft (B, K) if any setting softens them."""
-    from timm.data.mixup import Mixup, mixup_target
-
-    if mixup or cutmix:
-        return Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=classes)
-    if label_smoothing:
-        return lambda images, labels: (images, mixup_target(labels, classes, 1.0, label_smoothing))
-    return lambda images, labels: (images, labels)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Within the block the global generators of timm and torchvision start at ``seed``; afterwards their state is restored."""
-    before = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
+def recipe_of(batches: Iterable[Any], model: nn.Module) -> ChosenRecipe:
+    """The recipe with which the batches were drawn; for other batches that of the model, as `chosen_recipe`."""
+    return batches.recipe if isinstance(batches, Batches) else chosen_recipe(model)

@@ -1,8 +1,8 @@
 """The loss that training minimises: soft-label cross-entropy on augmented batches, plus weight decay.
 
 Park & Kim, "How Do Vision Transformers Work?" (ICLR 2022), section 2, study the curvature of this loss and not of the loss on
-clean images.  Cross-entropy and weight decay are reported apart: weight decay is (wd/2) ||theta||^2, and its Hessian is wd
-times the identity.
+clean images.  Cross-entropy and weight decay are reported apart: weight decay is (wd/2) ||theta||^2 over the parameters that
+the optimizer decays, and its Hessian is wd times the identity on them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from backlight.errors import UserError, did_you_mean
 from backlight.inputs import tensors
+from backlight.models.weight_decay import decays, everything
+from backlight.recipes import Recipe
 from backlight.tracing.trace import evaluating, plain_attention
 
 #: Selects parameters by name and value.
@@ -34,16 +36,6 @@ STATISTICS = ("running", "batch", "re-estimated")
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each image in nats.  Shapes: (B, K) and targets (B,) classes or (B, K) probabilities -> (B,)."""
     return cross_entropy(logits, targets, reduction="none")
-
-
-def everything(name: str, parameter: nn.Parameter) -> bool:
-    """All parameters decay, biases and norms too, as in the authors' code."""
-    return True
-
-
-def weights_only(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices and kernels decay, biases and norms do not, as in timm and in our own recipes."""
-    return parameter.ndim > 1
 
 
 @dataclass(frozen=True)
@@ -65,6 +57,11 @@ class Objective:
             raise UserError(f"statistics is {self.statistics!r}{hint}; it must be {' or '.join(STATISTICS)}")
         if not 0 <= self.weight_decay < float("inf"):
             raise UserError(f"weight_decay is {self.weight_decay!r}; it must be at least 0 and finite")
+
+    @classmethod
+    def of(cls, recipe: Recipe, model: nn.Module, *, loss: Loss = soft_cross_entropy, statistics: str = "running") -> Objective:
+        """What a training of the model with this recipe minimises, on batches that are drawn with it."""
+        return cls(loss, recipe.weight_decay, decays(model, decay_all=recipe.decay_all), statistics)
 
     def losses(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """The loss of each image, without weight decay.  Shapes: (B, C, H, W) and targets -> (B,).

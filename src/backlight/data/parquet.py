@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from backlight.data.image_set import ImageSet, image_set, numbered, resolved_split, sha256_of_files
-from backlight.errors import UserError
+from backlight.errors import UserError, first_line
+from backlight.records import Misfit, conforming, parsed
 
 
 @dataclass
@@ -115,13 +115,23 @@ def hub_columns(schema: Any, file: Path) -> tuple[str, str, tuple[str, ...]]:
     import pyarrow as pa
 
     images = [c.name for c in schema if pa.types.is_struct(c.type) and c.type.get_field_index("bytes") >= 0]
-    described = json.loads((schema.metadata or {}).get(b"huggingface", "{}")).get("info", {}).get("features", {})
-    class_labels = [name for name, feature in described.items() if feature.get("_type") == "ClassLabel"]
-    labels = [name for name in ("label", "fine_label", *class_labels) if name in schema.names]
+    names = hub_class_names((schema.metadata or {}).get(b"huggingface", b"{}"), file)
+    labels = [name for name in ("label", "fine_label", *names) if name in schema.names]
     if not images or not labels:
         missing = "image column (a struct of bytes and path)" if not images else "label column"
         raise UserError(f"{file} has no {missing}: its columns are {', '.join(schema.names)}")
-    return images[0], labels[0], tuple(described.get(labels[0], {}).get("names", ()))
+    return images[0], labels[0], tuple(names.get(labels[0], ()))
+
+
+def hub_class_names(content: bytes, file: Path) -> dict[str, list[str]]:
+    """The class names of each ClassLabel in the ``huggingface`` metadata.  Errors: UserError if they cannot be read."""
+    try:
+        info = conforming(parsed(content), dict[str, Any], "the metadata").get("info", {})
+        features = conforming(conforming(info, dict[str, Any], "info").get("features", {}), dict[str, Any], "features")
+        labels = {name: each for name, each in features.items() if isinstance(each, dict) and each.get("_type") == "ClassLabel"}
+        return {name: conforming(each.get("names", []), list[str], f"names of {name}") for name, each in labels.items()}
+    except (Misfit, RecursionError) as error:
+        raise UserError(f"{file}: its huggingface metadata cannot be read: {first_line(error)}") from error
 
 
 def integers(column: Any, name: str, file: Path) -> np.ndarray:

@@ -66,13 +66,13 @@ def hsic(grams: Array) -> Array:
 
 
 def cka(dependence: Array) -> Array:
-    """CKA from the HSIC of all pairs: scaled so that each representation has 1 with itself.  Shapes: (U, U) -> (U, U).
+    """CKA from the HSIC of all pairs: scaled so that each representation has 1 with itself.
 
-    A representation that is the same for all images has 0/0, NaN.
+    A representation that is the same for all images has 0/0, NaN.  Shapes: (..., U, U) -> (..., U, U).
     """
-    scale = np.sqrt(np.diagonal(dependence))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return dependence / scale[:, None] / scale
+        scale = np.sqrt(np.diagonal(dependence, axis1=-2, axis2=-1))
+        return dependence / scale[..., :, None] / scale[..., None, :]
 
 
 def _features(maps: Tensor) -> Tensor:

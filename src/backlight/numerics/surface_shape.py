@@ -54,24 +54,41 @@ def never_falling(surface: Array, along: Sequence[Ray]) -> Array:
         return (rises & ~unknown).sum(0) / (~unknown).sum(0)
 
 
-def rise_radii(surface: Array, along: Iterable[Ray], rise: float) -> Array:
-    """The distance at which the surface is first ``rise`` above the centre, linear between points; infinite if it never is.
+class Radii(NamedTuple):
+    """The distance of each ray's first crossing, and the two grid points between which it lies.  Shapes: (..., rays) each."""
 
-    Unit: grid steps.  Shapes: (..., points) -> (..., rays).
+    value: Array
+    low: Array
+    high: Array
+
+
+def rise_radii(surface: Array, along: Iterable[Ray], rise: float) -> Radii:
+    """Where the surface is first ``rise`` above the centre; if it never is, at infinity, and at least at the end of the ray.
+
+    Between the two grid points the surface is unknown: the value is that of a surface whose square root is linear there, as
+    around a minimum; ``low`` and ``high`` are the two points, which hold the crossing of any surface that does not rise and
+    fall again between points.  Unit: grid steps.  Shapes: (..., points) -> (..., rays).
     """
-    return np.stack([_first_crossing(surface[..., ray.at], ray.distance, rise) for ray in along], axis=-1)
+    crossings = [_first_crossing(surface[..., ray.at], ray.distance, rise) for ray in along]
+    return Radii(*(np.stack(end, axis=-1) for end in zip(*crossings, strict=True)))
 
 
-def _first_crossing(heights: Array, distance: Array, rise: float) -> Array:
-    """The first distance at which the heights exceed the first height by ``rise``.  Shapes: (..., m), (m,) -> (...)."""
+def _first_crossing(heights: Array, distance: Array, rise: float) -> tuple[Array, Array, Array]:
+    """Where the heights first exceed the first height by ``rise``, between which points.  Shapes: (..., m), (m,) -> (...)."""
     with np.errstate(invalid="ignore", divide="ignore"):
         above = heights - heights[..., :1]
         reached = above >= rise
-        k = np.maximum(reached.argmax(-1), 1)
-        before, after = (np.take_along_axis(above, i[..., None], -1)[..., 0] for i in (k - 1, k))
-        share = np.where(np.isinf(after), 0.0, np.where(np.isnan(before), 1.0, (rise - before) / (after - before)))
-    crossing = distance[k - 1] + share * (distance[k] - distance[k - 1])
-    return np.where(reached.any(-1), crossing, np.where(np.isnan(heights[..., 0]), np.nan, np.inf))
+        after = np.maximum(reached.argmax(-1), 1)
+        below = np.where(np.arange(len(distance)) < after[..., None], ~np.isnan(above), False)
+        before = below.shape[-1] - 1 - below[..., ::-1].argmax(-1)  # the last known point before
+        root = np.sign(above) * np.sqrt(abs(above))
+        start, end = (np.take_along_axis(root, at[..., None], -1)[..., 0] for at in (before, after))
+        share = np.where(np.isinf(end), 0.0, (np.sqrt(rise) - start) / (end - start))
+        reaches, last = reached.any(-1), distance[len(distance) - 1 - (~np.isnan(above))[..., ::-1].argmax(-1)]
+    ends = np.where(reaches, distance[before], last), np.where(reaches, distance[after], np.inf)
+    value = np.where(reaches, distance[before] + share * (distance[after] - distance[before]), np.inf)
+    low, high, value = (np.where(np.isnan(heights[..., 0]), np.nan, d) for d in (*ends, value))
+    return value, low, high
 
 
 def second_differences(behind: Array, centre: Array, ahead: Array, step: float) -> Array:

@@ -466,6 +466,9 @@
         const model = models[Number(box.dataset.switch)];
         model.shown = box.checked;
         all(`[data-model="${model.index}"]`).forEach((element) => { element.hidden = !model.shown; });
+        all("[data-about]").forEach((element) => {
+          element.hidden = element.dataset.about.split(" ").some((index) => !models[Number(index)].shown);
+        });
         drawAll();
       });
     }

@@ -17,9 +17,9 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from backlight.analyses.catalog import CATALOG
-from backlight.report import words
+from backlight.claims.findings import Finding, findings, summary
+from backlight.report import statements, words
 from backlight.report.sections import section_of
-from backlight.results.claim import Claim
 from backlight.results.figures import KIND_COLOUR
 from backlight.results.result import Result, Row
 from backlight.study.folder import Model, Study
@@ -38,11 +38,7 @@ KIND_SIGN = {
 DASHES = (("solid", ""), ("dash", "7 4"), ("dot", "2 3"), ("dashdot", "7 3 2 3"), ("longdash", "12 4"))
 #: Number of colours for models in ``page.css``.  Not a multiple of the number of dashes, so that pairs repeat late.
 MODEL_COLOURS = 6
-CHIPS = {"holds": "✓", "does not hold": "✗", "undecided": "?"}
-UNTRAINED = (
-    "The study was run with --no-pretrained: models that are loaded by name have random weights. A statement that holds "
-    "for them need not hold for trained ones."
-)
+CHIPS = {"holds": "✓", "does not hold": "✗", "undecided": "?", "not comparable": "–"}
 #: Rows of a table on the page; the download has all of them.
 ROWS_SHOWN = 100
 
@@ -53,12 +49,16 @@ def html(study: Study) -> str:
         loader=PackageLoader("backlight.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     scripts = [plotly(), _own("page.js")]
+    decided = findings(study)
     return environment.get_template("page.html").render(
         title=title(study),
         lead=lead(study),
         models=[drawn(i, model) for i, model in enumerate(study.models)],
-        statements=of_the_paper(study),
-        sections=[section(study, analysis) for analysis in study.analyses],
+        untrained=study.settings.get("pretrained") is False,
+        outcome=summary(decided),
+        compared=statements.compared(study, decided),
+        of_the_paper=statements.of_the_paper(study, decided),
+        sections=[section(study, analysis, decided) for analysis in study.analyses],
         absent=study.absent,
         kinds={kind: (*sign, words.SINGULAR.get(kind, kind)) for kind, sign in KIND_SIGN.items() if kind in _kinds(study)},
         kind_colour=KIND_COLOUR,
@@ -97,15 +97,13 @@ def title(study: Study) -> str:
     return f"How {names[0]} works" if len(names) == 1 else f"How {len(names)} vision models work"
 
 
-def lead(study: Study) -> list[str]:
-    """What was measured, and the outcome, a paragraph each."""
+def lead(study: Study) -> str:
+    """What was measured."""
     results = [result for model in study.models for result in model.results.values()]
     questions = "; ".join(_lower_case(CATALOG[name].question) for name in study.analyses)
     names = [model.name for model in study.models]
     who = words.series(names) if len(names) <= 4 else f"{len(names)} models"
-    what = f"{who} on {_images(results)} {_data(study, results)}."
-    untrained = [UNTRAINED] if study.settings.get("pretrained") is False else []
-    return [f"{what} The questions: {questions}?", _outcome(of_the_paper(study)), *untrained]
+    return f"{who} on {_images(results)} {_data(study, results)}. The questions: {questions}?"
 
 
 def _lower_case(question: str) -> str:
@@ -130,47 +128,6 @@ def _data(study: Study, results: Sequence[Result]) -> str:
     splits = dict.fromkeys(str(fact["split"]) for fact in facts if fact.get("split"))
     of = f"of {words.series(names)}" if names else "whose set has no name"
     return f"{of} (split {words.series(splits)})" if splits else of
-
-
-def _outcome(tested: Sequence[Mapping[str, Any]]) -> str:
-    """How many of the paper's statements hold, in a sentence."""
-    if not tested:
-        return "None of the paper's statements could be tested with these results."
-    verdicts = [{claim.verdict for claim in statement["claims"] if claim is not None} for statement in tested]
-    alone = len(tested[0]["claims"]) == 1
-    no = ("does not", "do not", "") if alone else ("holds", "hold", " in none")
-    tallies = [
-        (verdicts.count({"holds"}), "holds", "hold", "" if alone else " in every model concerned"),
-        (verdicts.count({"does not hold"}), *no),
-        (verdicts.count({"undecided"}), "stays", "stay", " undecided on these images"),
-        (sum(len(verdict) > 1 for verdict in verdicts), "differs", "differ", " from model to model"),
-    ]
-    counted = words.series(f"{n} {one if n == 1 else several}{how}" for n, one, several, how in tallies if n)
-    return f"Of {words.counted(len(tested), 'statement')} of the paper that could be tested, {counted}."
-
-
-def of_the_paper(study: Study) -> list[dict[str, Any]]:
-    """The paper's own statements, which name its figures; those of other sources stand only beside their analysis."""
-    return [each for each in statements(study, study.analyses) if each["source"].startswith(("Figure", "Version"))]
-
-
-def statements(study: Study, analyses: Iterable[str]) -> list[dict[str, Any]]:
-    """Each claim that was tested, with its outcome for each model (None: not tested there)."""
-    entries: dict[tuple[str, str], dict[str, Any]] = {}
-    for analysis in analyses:
-        for i, result in enumerate(study.results(analysis)):
-            for claim in result.claims if result is not None else []:
-                entry: dict[str, Any] = {"analysis": analysis, "statement": claim.statement, "source": claim.source}
-                entry["claims"] = [None] * len(study.models)
-                entries.setdefault((analysis, claim.statement), entry)["claims"][i] = claim
-    for entry in entries.values():
-        entry["quantity"] = words.merged([claim.quantity for claim in entry["claims"] if claim is not None])
-        entry["measured"] = [_measured(claim) for claim in entry["claims"]]
-    return list(entries.values())
-
-
-def _measured(claim: Claim | None) -> str:
-    return words.interval(claim.value, claim.low, claim.high) if claim is not None else ""
 
 
 # --- the models
@@ -220,25 +177,27 @@ def _kinds(study: Study) -> set[str]:
 # --- the sections
 
 
-def section(study: Study, analysis: str) -> dict[str, Any]:
+def section(study: Study, analysis: str, decided: Sequence[Finding]) -> dict[str, Any]:
     """A section in the words of the template."""
     results, content = study.results(analysis), section_of(analysis)
-    figures = [
-        [{"id": f"{analysis}-{i}-{k}", "chart": chart} for k, chart in enumerate(charts)]
-        for i, charts in enumerate(content.figures(results))
-    ]
     return {
         "name": analysis,
         "title": content.title or analysis.capitalize(),
         "question": CATALOG[analysis].question,
         "reading": content.reading,
-        "figures": figures,
+        "figures": charts(analysis, results),
         "metrics": content.metrics(results),
         "rows": _plain_table(results) if content.rows else None,
-        "statements": statements(study, [analysis]),
+        "statements": statements.of_models(study, decided, analysis),
         "notes": [*_left_out(study, analysis), *_measured_differently(results)],
         "provenance": _evidence(results),
     }
+
+
+def charts(analysis: str, results: Sequence[Result | None]) -> list[list[dict[str, Any]]]:
+    """The charts of a section; those of one list share a place."""
+    places = section_of(analysis).figures(results)
+    return [[{"id": f"{analysis}-{i}-{k}", "chart": chart} for k, chart in enumerate(each)] for i, each in enumerate(places)]
 
 
 def _plain_table(results: Sequence[Result | None]) -> dict[str, Any]:
@@ -314,19 +273,19 @@ def _plain(value: Any) -> str:
 def numbers(study: Study) -> dict[str, Any]:
     """Everything that ``page.js`` draws from: models, tables by column, charts."""
     tables: dict[str, list[Any]] = {}
-    charts: dict[str, dict[str, Any]] = {}
+    drawings: dict[str, dict[str, Any]] = {}
     for analysis in study.analyses:
         results = study.results(analysis)
         tables[analysis] = [_columns(result.table) if result is not None else None for result in results]
         for name, make in section_of(analysis).derived.items():
             tables[name] = [_columns(make(result)) if result is not None else None for result in results]
-        for figure in section(study, analysis)["figures"]:
-            charts |= {place["id"]: asdict(place["chart"]) for place in figure}
+        for places in charts(analysis, results):
+            drawings |= {place["id"]: asdict(place["chart"]) for place in places}
     return {
         "models": [{key: drawn(i, m)[key] for key in ("name", "colour", "dash")} for i, m in enumerate(study.models)],
         "signs": {kind: {"letter": letter, "symbol": symbol} for kind, (letter, symbol, _) in KIND_SIGN.items()},
         "tables": tables,
-        "charts": charts,
+        "charts": drawings,
     }
 
 

@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
 
+from backlight.results.claim import Claim, Sample
 from backlight.results.result import Row
 
 SINGULAR = {"attention": "attention", "conv": "convolution", "mlp": "MLP", "blur": "blur"} | {
     kind: f"{kind} unit" for kind in ("parallel", "other")
 }
 PLURAL = {kind: f"{word}s" for kind, word in SINGULAR.items()}
+ONE_OF: dict[Sample, str] = {"images": "image", "mini-batches": "mini-batch", "seeds": "seed", "models": "model"}
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -52,6 +54,16 @@ def interval(value: float | None, low: float | None, high: float | None, scale: 
 
 def _exponent(x: float) -> int:
     return math.floor(math.log10(abs(x))) if x else 0
+
+
+def measured(claim: Claim) -> str:
+    """The number that decides a claim, with its interval; empty if there is none."""
+    return interval(claim.value, claim.low, claim.high) if math.isfinite(claim.value) else ""
+
+
+def rests_on(claim: Claim) -> str:
+    """What the interval of a claim is over; empty if over nothing."""
+    return counted(claim.count, ONE_OF[claim.over], claim.over) if claim.count else ""
 
 
 def series(words: Iterable[str]) -> str:

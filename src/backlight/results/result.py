@@ -1,15 +1,14 @@
 """What an analysis returns: a tidy table, the paper's claims tested on it, and the provenance both stand on.
 
-A result is saved as a folder: ``rows.parquet``, ``result.json`` (claims and provenance), ``arrays.safetensors`` if there are
-arrays, and the figure.  The folder is written under another name and renamed, so that a killed run leaves all of it or nothing.
+A result is saved as a folder: ``rows.parquet``, ``arrays.safetensors`` if there are arrays, ``result.json`` (claims and
+provenance, and the sha256 of those two), and the figure.  The folder is written under another name and renamed, so that a
+killed run leaves all of it or nothing.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from backlight.errors import UserError
 from backlight.files import atomic_folder
+from backlight.records import Record, encoded, read_record, read_verified, sha256_of
 from backlight.results.claim import Claim
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 
 Row = dict[str, Any]
+DOCUMENT, ROWS, ARRAYS = "result.json", "rows.parquet", "arrays.safetensors"
+OBJECTS = ("data", "model", "request", "settings", "versions")  # of the provenance, if they are there
 
 
 def columns(name: str, interval: Iterable[Any]) -> Row:
@@ -79,28 +81,15 @@ class Result:
 
     def save(self, folder: str | Path) -> Path:
         """Write the result as a folder of this name, completely or not at all.  Replaces an older one."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-        from safetensors.numpy import save_file
-
         from backlight.results.figures import paper_style
 
         folder = Path(folder)
+        files = {ROWS: _parquet(self.rows())} | ({ARRAYS: _safetensors(self.arrays)} if self.arrays else {})
+        sums = {name: sha256_of(content) for name, content in files.items()}
+        document = ResultFile(self.analysis, self.model, self.claims, dict(self.provenance), sums)
         with atomic_folder(folder) as draft:
-            pq.write_table(pa.Table.from_pylist(self.rows()), draft / "rows.parquet")
-            if self.arrays:
-                save_file(
-                    {name: np.ascontiguousarray(array) for name, array in self.arrays.items()},
-                    draft / "arrays.safetensors",
-                )
-            document = {
-                "analysis": self.analysis,
-                "model": self.model,
-                "claims": self.claims,
-                "provenance": dict(self.provenance),
-            }
-            text = json.dumps(plain(document), indent=1, ensure_ascii=False, allow_nan=False)
-            (draft / "result.json").write_text(text + "\n", encoding="utf-8")
+            for name, content in {**files, DOCUMENT: encoded(document)}.items():
+                (draft / name).write_bytes(content)
             figure = self.figure()
             with paper_style():
                 for suffix in ("png", "pdf"):
@@ -108,14 +97,56 @@ class Result:
         return folder
 
 
-def plain(value: Any) -> Any:
-    """The same value as JSON can hold it: dataclasses as mappings, NaN and infinities as null."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+@dataclass(frozen=True)
+class ResultFile(Record):
+    """What ``result.json`` holds."""
+
+    record = "result"
+    version = 1
+
+    analysis: str
+    model: str
+    claims: list[Claim]
+    provenance: dict[str, Any]
+    files: dict[str, str]  # name -> sha256
+
+    def __post_init__(self) -> None:
+        for name in OBJECTS:
+            if not isinstance(self.provenance.get(name, {}), Mapping):
+                raise UserError(f"provenance.{name} is no object")
+        if ROWS not in self.files or self.files.keys() - {ROWS, ARRAYS}:
+            raise UserError(f"files must be {ROWS} and, if there are arrays, {ARRAYS}")
+
+
+def read_result(folder: Path) -> tuple[ResultFile, list[Row], dict[str, np.ndarray]]:
+    """Document, table and arrays of the result in a folder.
+
+    Errors: Damaged if a file is missing, or is not what was written; UserError if the folder holds no result.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from safetensors.numpy import load
+
+    document = read_record(folder / DOCUMENT, ResultFile)
+    if document is None:
+        raise UserError(f"{folder} holds no result of Backlight: there is no {DOCUMENT}")
+    contents = {name: read_verified(folder / name, sha256) for name, sha256 in document.files.items()}
+    rows = pq.read_table(pa.BufferReader(contents[ROWS])).to_pylist()
+    table = [{key: value for key, value in row.items() if key != "model"} for row in rows]
+    arrays = load(contents[ARRAYS]) if ARRAYS in contents else {}
+    return document, table, dict(sorted(arrays.items()))  # safetensors gives them in any order
+
+
+def _parquet(rows: list[Row]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _safetensors(arrays: Mapping[str, np.ndarray]) -> bytes:
+    from safetensors.numpy import save
+
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from backlight.analyses.catalog import CATALOG, entry
-from backlight.errors import UserError
+from backlight.errors import UserError, first_line
 from backlight.settings import options, refuse_unknown
 from backlight.study.settings import StudySettings
 
@@ -42,8 +42,8 @@ def read_config(file: Path) -> Config:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not TOML: {first_line(error)}") from error
     shared = {option.name: option for option in options(StudySettings)}
     own = ("models", "analyses", "out")
     tables = {name: document.pop(name) for name in CATALOG if name in document}
@@ -62,7 +62,10 @@ def read_config(file: Path) -> Config:
 def _analyses(names: Sequence[str], tables: Mapping[str, Any], file: Path) -> dict[str, dict[str, Any]]:
     """The settings of each analysis, checked."""
     for name in names:
-        entry(name)
+        try:
+            entry(name)
+        except UserError as error:
+            raise UserError(f"{file}: analyses: {error}") from error
     requested = names or [name for name in CATALOG if name in tables or name in BY_DEFAULT]
     for name, table in tables.items():
         if not isinstance(table, dict):

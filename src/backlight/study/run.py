@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import shutil
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from backlight.analyses.entry import AugmentationSettings
 from backlight.analyses.single_pass import described, single_pass
 from backlight.curvature.batches import Batches, draw_batches
 from backlight.data.loading import load_data, open_data
@@ -23,13 +24,19 @@ from backlight.inputs import to_model
 from backlight.models.cost import parameters
 from backlight.models.sources.load import is_architecture, load_model
 from backlight.progress import Counted, Show, quiet
+from backlight.records import Damaged
 from backlight.results.provenance import weights_sha256
 from backlight.results.result import Result
-from backlight.study.folder import folder_name, not_applicable, store, store_model, store_request, stored
+from backlight.settings import options
+from backlight.shortage import shortage
+from backlight.study.cells import folder_name, not_applicable, store, stored
+from backlight.study.folder import ModelUnits, UnitRow, read_request, store_model, store_request
 from backlight.study.plan import Cell, passes, plan
 from backlight.study.settings import StudySettings
 from backlight.tracing.find import units
 from backlight.tracing.tap import spell
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,15 +98,19 @@ def run_study(
     there = {
         (cell.model, cell.analysis): result
         for cell in cells
-        if folder and not overwrite and (result := stored(folder, cell)) is not None
+        if folder and (result := _unless_damaged(partial(stored, folder, cell, overwrite=overwrite), show)) is not None
     }
     if folder:
-        store_request(folder, cells, settings)
+        store_request(folder, cells, settings, _unless_damaged(partial(read_request, folder), show))
     for model in dict.fromkeys(cell.model for cell in cells):
         own = [cell for cell in cells if cell.model == model]
         done = {cell.analysis: there[model, cell.analysis] for cell in own if (model, cell.analysis) in there}
         yield from (Outcome(cell, done[cell.analysis], skipped=True) for cell in own if cell.analysis in done)
-        reasons = not_applicable(folder, own) if folder and not overwrite else {}
+        reasons = {
+            cell.analysis: reason
+            for cell in own
+            if folder and not overwrite and (reason := _unless_damaged(partial(not_applicable, folder, cell), show)) is not None
+        }
         yield from (Outcome(cell, None, reasons[cell.analysis], True, False) for cell in own if cell.analysis in reasons)
         todo = [cell for cell in own if cell.analysis not in (*done, *reasons)]
         for outcome in _outcomes(todo, folder, keep_going, shard, show) if todo else ():
@@ -110,6 +121,15 @@ def run_study(
             yield outcome
 
 
+def _unless_damaged(read: Callable[[], T | None], show: Show) -> T | None:
+    """What ``read`` returns; None if a file is damaged, which is said: it is then made again."""
+    try:
+        return read()
+    except Damaged as error:
+        show(f"{error}: it is made again")
+        return None
+
+
 def _outcomes(
     cells: Sequence[Cell], folder: Path | None, keep_going: bool, shard: tuple[int, int], show: Show
 ) -> Iterator[Outcome]:
@@ -117,7 +137,7 @@ def _outcomes(
     loaded = _Loaded(cells[0])
     try:
         if folder:
-            store_model(folder, cells[0].model, loaded.facts())
+            store_model(folder, loaded.units())
         loaded.model  # noqa: B018
     except Exception as error:
         if not keep_going:
@@ -170,17 +190,12 @@ class _Loaded:
             )  # fmt: skip
         return self._data[name, split]
 
-    def facts(self) -> dict[str, Any]:
+    def units(self) -> ModelUnits:
         """The model's word, and a row a unit."""
         images, _ = next(iter(self.data(self.cell)))
-        rows = units(self.model, to_model(images[:2], self.model))
-        return {
-            "word": spell(rows),
-            "parameters": parameters(self.model),
-            "units": [
-                {**described(u), "shape": list(u.shape), "identity": u.identity, "removable": bool(u.branch)} for u in rows
-            ],
-        }
+        traced = units(self.model, to_model(images[:2], self.model))
+        rows = [UnitRow(**described(u), shape=list(u.shape), identity=u.identity, removable=bool(u.branch)) for u in traced]
+        return ModelUnits(self.cell.model, spell(traced), parameters(self.model), rows)
 
 
 def _placed(name: str, cell: Cell) -> Any:
@@ -253,9 +268,10 @@ def _training_batches(model: Any, cell: Cell) -> Batches:
         if not shared.batch_size and not wanted.size_matters:
             batch_size = dividing(images, batch_size)
     name, split = cell.data
+    changes = {option.name: cell.settings[option.name] for option in options(AugmentationSettings)}
     return draw_batches(
-        name, model=model, images=images, batch_size=batch_size, augment=cell.settings["augment"], split=split,
-        seed=shared.seed, root=shared.data_root, download=shared.download,
+        name, model=model, images=images, batch_size=batch_size, recipe=cell.settings["recipe"], split=split,
+        seed=shared.seed, root=shared.data_root, download=shared.download, **changes,
     )  # fmt: skip
 
 
@@ -283,5 +299,7 @@ def _sentence(error: Exception) -> str:
     """What went wrong in a line; for a fault of ours, with the place in the code."""
     if isinstance(error, UserError):
         return str(error)
+    if sentence := shortage(error):
+        return sentence
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"

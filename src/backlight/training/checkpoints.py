@@ -2,19 +2,18 @@
 
     FOLDER/00001200/model.safetensors    weights, and their average
     FOLDER/00001200/state.pt             state of the optimizer, for ``torch.load(weights_only=True)``
-    FOLDER/00001200/checkpoint.json      step, progress of the run, and the sha256 of the other files
+    FOLDER/00001200/checkpoint.json      progress of the run, and the sha256 of the other files
 
 The newest two are kept: if the newest is damaged, the one before it is used.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import pickle
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,31 @@ from torch import Tensor
 
 from backlight.errors import UserError, first_line
 from backlight.files import atomic_folder
+from backlight.records import Damaged, Record, encoded, read_record, read_verified, sha256_of
 
 MANIFEST, WEIGHTS, REST = "checkpoint.json", "model.safetensors", "state.pt"
 COUNT = 2  # checkpoints that stay
-#: Parts of the state that are weights, and their prefix in the file; it stays as it is, so that older checkpoints can be read.
-PREFIXES = {"model": "model.", "average": "kept."}
+#: Parts of the state that are weights, and their prefix in the file.
+PREFIXES = {"model": "model.", "average": "average."}
 
 
-def write_checkpoint(folder: Path, state: Mapping[str, Any], **progress: Any) -> Path:
-    """Write what `Training.state_dict` returns, and ``progress``, values for JSON.  Removes older checkpoints.
+@dataclass(frozen=True)
+class Manifest(Record):
+    """What ``checkpoint.json`` holds: how far the run is, beside the state of its training."""
+
+    record = "checkpoint"
+    version = 1
+
+    loss: float = 0.0  # sum over the steps of this epoch
+    count: int = 0  # of those steps
+    best: float | None = None  # accuracy
+    seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of the metrics
+    files: dict[str, str] = field(default_factory=dict)  # name -> sha256
+
+
+def write_checkpoint(folder: Path, state: Mapping[str, Any], manifest: Manifest) -> Path:
+    """Write what `Training.state_dict` returns, and the manifest with the sums of the files.  Removes older checkpoints.
 
     Errors: UserError if it cannot be written; the checkpoint before it stays.
     """
@@ -42,8 +57,8 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], **progress: Any) ->
     rest = io.BytesIO()
     torch.save({name: value for name, value in state.items() if name not in PREFIXES}, rest)
     files = {WEIGHTS: safetensors.torch.save(weights), REST: rest.getvalue()}
-    manifest = {"step": step, "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
-    files[MANIFEST] = json.dumps({**manifest, **progress}, indent=1).encode()
+    sums = {name: sha256_of(content) for name, content in files.items()}
+    files[MANIFEST] = encoded(replace(manifest, files=sums))
     shutil.rmtree(path, ignore_errors=True)  # a damaged one, if the run resumed from the one before it
     try:
         with atomic_folder(path) as draft:
@@ -56,7 +71,7 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], **progress: Any) ->
     return path
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any], list[str]]:
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, Manifest, list[str]]:
     """State and manifest of the newest good checkpoint, and a sentence for each newer one that is damaged.
 
     The state is None if there is no checkpoint.  Errors: UserError if there are checkpoints and all are damaged.
@@ -69,16 +84,15 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any]
             damaged.append(f"{path} is damaged ({first_line(error)})")
     if damaged:
         raise UserError(f"no checkpoint can be used: {'; '.join(damaged)}: start again with --overwrite")
-    return None, {}, []
+    return None, Manifest(), []
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """State and manifest of a checkpoint.  Errors: ValueError and others if it is not what was written."""
-    manifest = json.loads((path / MANIFEST).read_bytes())
-    files = {name: (path / name).read_bytes() for name in (WEIGHTS, REST)}
-    for name, content in files.items():
-        if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
-            raise ValueError(f"{name} is not what was written: its sha256 differs")
+def _read(path: Path) -> tuple[dict[str, Any], Manifest]:
+    """State and manifest of a checkpoint.  Errors: UserError and others if it is not what was written."""
+    manifest = read_record(path / MANIFEST, Manifest)
+    if manifest is None or manifest.files.keys() != {WEIGHTS, REST}:
+        raise Damaged(f"{path / MANIFEST} is missing, or lists other files")
+    files = {name: read_verified(path / name, sha256) for name, sha256 in manifest.files.items()}
     weights = safetensors.torch.load(files[WEIGHTS])
     state = torch.load(io.BytesIO(files[REST]), map_location="cpu", weights_only=True)
     for part, prefix in PREFIXES.items():

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -18,17 +18,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from backlight.data.augmentation import crop, erase, flip, mixed, mixed_targets
-from backlight.data.rand_augment import Policy, rand_augment
+from backlight.data.training_batches import training_batch
+from backlight.data.training_images import ImagesInMemory, TrainingImages
+from backlight.data.training_sampling import MicroBatch, micro_batches
 from backlight.devices import device_of
 from backlight.errors import UserError
+from backlight.models.weight_decay import parameter_groups
 from backlight.recipes import Recipe
-from backlight.training.images import ImagesInMemory, TrainingImages
-from backlight.training.sampling import MicroBatch, micro_batches
 
 
 def train(model: nn.Module, images: TrainingImages, recipe: Recipe, *, seed: int = 0, compile: bool = False) -> Training:
@@ -80,7 +79,6 @@ class Training:
         self.network: Any = torch.compile(model) if compile else model
         if processes > 1:
             self.network = DistributedDataParallel(self.network, [self.device] if self.device.type == "cuda" else None)
-        self.normalisation = [torch.tensor(x, device=self.device).view(-1, 1, 1) for x in (images.mean, images.std)]
         self._unchecked: tuple[Tensor, int, float] | None = None
 
     def __iter__(self) -> Iterator[Step]:
@@ -130,20 +128,9 @@ class Training:
             yield from micro_batches(self.recipe, len(self.images), self.images.size, step=step, **settings)
 
     def _batch(self, part: MicroBatch, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The model's inputs, and their targets.  Shapes: (m, C, H, W) uint8 -> (own, C, H, W), (own,) or (own, K)."""
-        recipe = self.recipe
-        mean, std = self.normalisation
-        grey = [round(255 * m) for m in self.images.mean]
-        x = augmented(pixels.to(self.device, non_blocking=True), part, recipe, cropped=self.images.cropped, grey=grey)
-        x = (x.float() / 255 - mean) / std
-        if recipe.erase:
-            x = erase(x, part.uniform["erase"], recipe.erase)
-        labels = self.images.labels[part.images]
-        targets = labels[: part.own]
-        if recipe.mixup or recipe.cutmix or recipe.label_smoothing:
-            targets = mixed_targets(targets, labels[part.partners], self.images.classes, part.lam, recipe.label_smoothing)
-        images = mixed(x[: part.own], x[part.partners.to(self.device)], part.lam, part.box) if part.lam < 1 else x
-        return images.to(memory_format=self.memory_format), targets.to(self.device, non_blocking=True)
+        """The model's inputs on its device, and their targets."""
+        images, targets = training_batch(part, pixels.to(self.device, non_blocking=True), self.images, self.recipe)
+        return images.to(memory_format=self.memory_format), targets
 
     def _update(self, batches: Sequence[tuple[Tensor, Tensor]], rate: float) -> Tensor:
         """Update the weights, and return the loss before.  Errors: UserError if it is not finite; the weights stay."""
@@ -191,21 +178,6 @@ class Training:
         return self.network.no_sync() if isinstance(self.network, DistributedDataParallel) else nullcontext()
 
 
-def augmented(pixels: Tensor, part: MicroBatch, recipe: Recipe, *, cropped: bool, grey: Sequence[int]) -> Tensor:
-    """Pixels after crop, flip and RandAugment; ``grey``, one value a channel, fills what a geometric operation uncovers.
-
-    Shapes: (m, C, H, W) uint8 -> the same.
-    """
-    uniform = part.uniform
-    if not cropped:
-        pixels = crop(pixels, uniform["crop"], recipe.crop_pad, mode=recipe.crop_mode)
-    if recipe.flip:
-        pixels = flip(pixels, uniform["flip"])
-    if not recipe.rand_augment:
-        return pixels
-    return rand_augment(pixels, uniform["rand_augment"], **asdict(Policy.named(recipe.rand_augment)), fill=grey)
-
-
 def learning_rate(recipe: Recipe, step: int, per_epoch: int) -> float:
     """Linear up to ``lr`` during the warm-up; then steps at the milestones, or half a cosine down to zero at the end.
 
@@ -222,12 +194,7 @@ def learning_rate(recipe: Recipe, step: int, per_epoch: int) -> float:
 
 def optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW, or SGD with momentum, of the parameters that are not frozen; on a GPU the fused version."""
-    if recipe.decay_all:
-        groups = [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": recipe.weight_decay}]
-    else:
-        skip: set[str] = getattr(model, "no_weight_decay", set)()
-        groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=skip)
-    fused = device_of(model).type == "cuda"
+    groups, fused = parameter_groups(model, recipe), device_of(model).type == "cuda"
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, fused=fused)
     return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)

@@ -13,19 +13,31 @@ from backlight.data.image_set import ImageSet, own_colours
 from backlight.data.loading import Data, dataset, load_data
 from backlight.data.preprocessing import pretrained_cfg_of, with_pretrained_cfg
 from backlight.data.sampling import stratified
+from backlight.data.training_images import SMALL, TrainingImages, training_images
 from backlight.errors import UserError, first_line
 from backlight.models.sources.load import load_model
 from backlight.models.sources.saved import saved_folder
 from backlight.models.sources.spec import parse, with_arguments
 from backlight.recipes import Recipe, stretched
-from backlight.results.result import plain
+from backlight.records import Record, plain
 from backlight.tracing.trace import evaluating
-from backlight.training.images import SMALL, TrainingImages, training_images
 from backlight.training.settings import Execution, ImageSelection, TrainingRun
 
 
 @dataclass(frozen=True)
-class Run(ImageSelection, TrainingRun):
+class RunRecord(Record):
+    """What ``run.json`` holds."""
+
+    record = "run"
+    version = 1
+
+    def request(self) -> dict[str, Any]:
+        """What has to be the same when the run resumes."""
+        return plain(asdict(self))
+
+
+@dataclass(frozen=True)
+class Run(ImageSelection, TrainingRun, RunRecord):
     """A model by name, its recipe, and the settings of the run.  A run resumes only if all of them are the same.
 
     With ``held_out`` 0 the evaluations use the test images, and the best model's accuracy on them is too high, because it is
@@ -40,10 +52,6 @@ class Run(ImageSelection, TrainingRun):
         for name in self.snapshots:
             if name not in ("init", "warmup") and not (name.isdigit() and 1 <= int(name) <= self.recipe.epochs):
                 raise UserError(f"a snapshot is {name!r}; it must be init, warmup or an epoch from 1 to {self.recipe.epochs}")
-
-    def request(self) -> dict[str, Any]:
-        """What `run.json` holds."""
-        return plain(asdict(self))
 
     def schedule(self) -> Recipe:
         """The recipe; with ``hold`` steps and a fraction of the images it has more epochs, so that the steps are as many."""

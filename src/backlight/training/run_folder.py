@@ -1,7 +1,7 @@
 """A training in a folder: it can be stopped at any moment, by anything, and resumes bit for bit.
 
     OUT/run.json            the request: model, data, recipe, seed, ...
-    OUT/metrics.csv         a row for each epoch
+    OUT/metrics.csv         a row for each epoch; the checkpoints hold the same rows
     OUT/checkpoints/        the last two, until the run is complete
     OUT/snapshots/NAME/     the model at an earlier moment
     OUT/best/               the model of the best evaluation so far
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,16 +29,17 @@ from backlight.analyses.calibration import calibration
 from backlight.data.loading import Data
 from backlight.devices import device_named, first_process, local_device
 from backlight.errors import UserError
-from backlight.files import unwritable, write_atomic
-from backlight.models.sources.saved import DESCRIPTION, describe, save_model
+from backlight.files import refuse_foreign, unwritable, write_atomic
+from backlight.models.sources.saved import DESCRIPTION, SavedModel, describe, save_model
 from backlight.numerics.student import student
 from backlight.progress import Progress, clock
+from backlight.records import R, encoded, read_record
 from backlight.results.provenance import versions
-from backlight.training.checkpoints import checkpoint_folders, read_checkpoint, write_checkpoint
+from backlight.signals import Stopped, delayed
+from backlight.training.checkpoints import Manifest, checkpoint_folders, read_checkpoint, write_checkpoint
 from backlight.training.loop import Step, Training, train
-from backlight.training.run import PreparedRun, Run, prepare
+from backlight.training.run import PreparedRun, Run, RunRecord, prepare
 from backlight.training.settings import Execution
-from backlight.training.signals import delayed_signals
 from backlight.training.trackers import refuse_missing_tracker, start_tracker
 
 RUN, METRICS, CHECKPOINTS = "run.json", "metrics.csv", "checkpoints"
@@ -73,9 +73,9 @@ def train_to_folder(
         resume=resume, overwrite=overwrite, device=device, threads=threads, compile=compile, workers=workers,
         data_root=data_root, download=download, checkpoint_seconds=checkpoint_seconds, log=log,
     )  # fmt: skip
-    first, request = first_process(), run.request()
+    first = first_process()
     refuse_missing_tracker(log)
-    if is_complete(request, out, resume=resume, overwrite=overwrite) if first else resume and (out / DESCRIPTION).exists():
+    if is_complete(run, out, resume=resume, overwrite=overwrite) if first else resume and (out / DESCRIPTION).exists():
         yield f"{out} is complete: nothing is left to train"
         return
     if threads:
@@ -84,23 +84,23 @@ def train_to_folder(
     prepared.model.to(device_named(local_device(device)))
     training = train(prepared.model, prepared.images, run.schedule(), seed=run.seed, compile=compile)
     if first:
-        start_folder(request, out, overwrite=overwrite)  # only now, because everything else is valid
-    tracker = start_tracker(log, out, request) if first else None
+        start_folder(run, out, overwrite=overwrite)  # only now, because everything else is valid
+    tracker = start_tracker(log, out, run.request()) if first else None
     training.accelerator.wait_for_everyone()
-    state, progress, damaged = read_checkpoint(out / CHECKPOINTS)
+    state, manifest, damaged = read_checkpoint(out / CHECKPOINTS)
     yield from (f"{sentence}; the one before it is used" for sentence in damaged)
     if state is not None:
         training.load_state_dict(state)
         yield f"resuming from step {training.step} of {training.steps}"
-    writer = RunWriter(run, prepared, out, training, progress, tracker)
-    with delayed_signals() as signals:
+    writer = RunWriter(run, prepared, out, training, manifest, tracker)
+    with delayed() as signals:
         try:
             for step in chain([None] if training.step == 0 else [], training):
                 yield from writer.after(step)
                 if signals:
                     writer.checkpoint()
                     yield f"stopped at step {training.step}: --resume resumes from there"
-                    raise KeyboardInterrupt
+                    raise Stopped(signals[0])
                 if time.monotonic() - writer.saved_at >= checkpoint_seconds and training.step < training.steps:
                     writer.checkpoint()
         except UserError as error:
@@ -121,8 +121,10 @@ def over_seeds(run: Run, out: Path, seeds: Sequence[int], **execution: Any) -> I
         yield f"seed {seed}"
         yield from train_to_folder(replace(run, seed=seed), out / f"seed-{seed}", **execution)
     if first_process():
-        tests = [describe(out / f"seed-{seed}")["test"] for seed in seeds]
-        rows = [{"seed": seed, **{name: test[name][0] for name in SUMMARISED}} for seed, test in zip(seeds, tests, strict=True)]
+        tests = [describe(out / f"seed-{seed}").test for seed in seeds]
+        rows: list[dict[str, Any]] = [
+            {"seed": seed, **{name: test[name][0] for name in SUMMARISED}} for seed, test in zip(seeds, tests, strict=True)
+        ]
         intervals = {name: student([row[name] for row in rows]) for name in SUMMARISED}
         for i, label in enumerate(("mean", "low", "high")):
             rows.append({"seed": label, **{name: interval[i] for name, interval in intervals.items()}})
@@ -135,18 +137,18 @@ class RunWriter:
     """Writes the files of a run while it proceeds.  Every process has one, and only the first writes."""
 
     def __init__(
-        self, run: Run, prepared: PreparedRun, out: Path, training: Training, progress: Mapping[str, Any], tracker: Any
+        self, run: Run, prepared: PreparedRun, out: Path, training: Training, manifest: Manifest, tracker: Any
     ) -> None:
         self.run, self.spec, self.evaluation = run, prepared.spec, prepared.evaluation
         self.out, self.training, self.tracker = out, training, tracker
         self.writes = training.accelerator.is_main_process
-        self.loss, self.count = torch.tensor(progress.get("loss", 0.0), device=training.device), progress.get("count", 0)
-        self.best: float | None = progress.get("best")
-        self.seconds: float = progress.get("seconds", 0.0)  # before this start
+        self.loss, self.count = torch.tensor(manifest.loss, device=training.device), manifest.count
+        self.best = manifest.best
+        self.seconds = manifest.seconds  # before this start
         self.started_at = self.saved_at = self.shown_at = time.monotonic()
         self.idle = 0.0  # seconds of this start without training
         self.first_step = training.step
-        self.rows = rows_until(out / METRICS, training.step)
+        self.rows = list(manifest.rows)
         self.snapshots = snapshots_by_step(run, training)
 
     def after(self, step: Step | None) -> Iterator[str | Progress]:
@@ -190,13 +192,14 @@ class RunWriter:
         self.saved_at = time.monotonic()
         if not self.writes:
             return
-        progress = {"loss": self.loss.item(), "count": self.count, "best": self.best, "seconds": self._seconds_so_far()}
-        write_checkpoint(self.out / CHECKPOINTS, self.training.state_dict(), **progress)
+        manifest = Manifest(self.loss.item(), self.count, self.best, self._seconds_so_far(), self.rows)
+        write_checkpoint(self.out / CHECKPOINTS, self.training.state_dict(), manifest)
         self.idle += time.monotonic() - self.saved_at
         self.saved_at = time.monotonic()
 
     def finish(self) -> str:
         """Test the model and save it; the run is then complete.  Returns the accuracy in a line."""
+        write_table(self.out / METRICS, self.rows, COLUMNS)  # if it was damaged after the last epoch
         test = calibration(self.training.averaged, self.evaluation, seed=self.run.seed)
         intervals = {row["metric"]: [round(row[end], 4) for end in ("value", "low", "high")] for row in test.table}
         facts = {"test_images": test.provenance["images"], "tested_on": self.tested_on, "test": intervals}
@@ -242,44 +245,50 @@ class RunWriter:
         return images / max(1e-9, time.monotonic() - self.started_at - self.idle)
 
 
-def is_complete(request: Mapping[str, Any], out: Path, *, resume: bool, overwrite: bool) -> bool:
+def is_complete(run: RunRecord, out: Path, *, resume: bool, overwrite: bool) -> bool:
     """Whether the folder holds this run and it is complete, so that nothing is left to do.
 
-    Errors: UserError if the folder holds anything and neither flag is given, or another run.
+    Errors: UserError if the folder holds anything and neither flag is given, another run, or damaged files.
     """
     try:
         names = {path.name for path in out.iterdir()} if out.exists() else set()
     except OSError as error:
         raise UserError(f"{out} cannot be read: {error.strerror}; choose another --out") from error
     if overwrite:
-        if names and not {RUN, DESCRIPTION} & names:
-            raise UserError(f"{out} holds what Backlight did not write; choose another --out, or empty it")
+        refuse_foreign(out, (RUN, DESCRIPTION))
     elif names and not resume:
         content = "a model already" if DESCRIPTION in names else "a run that was stopped" if RUN in names else "other files"
         raise UserError(f"{out} holds {content}: choose another --out, --resume to resume it, or --overwrite to start again")
     elif names:
-        refuse_other_run(request, out)
-        return (out / DESCRIPTION).exists()
+        refuse_other_run(run, out)
+        return read_for_resuming(out / DESCRIPTION, SavedModel) is not None
     return False
 
 
-def start_folder(request: Mapping[str, Any], out: Path, *, overwrite: bool) -> None:
+def start_folder(run: RunRecord, out: Path, *, overwrite: bool) -> None:
     """Write the request into the folder.  Errors: UserError if the folder cannot be written."""
     if overwrite:
         shutil.rmtree(out, ignore_errors=True)
     try:
-        write_atomic(out / RUN, (json.dumps(request, indent=1) + "\n").encode())
+        write_atomic(out / RUN, encoded(run))
     except OSError as error:
         raise unwritable(out, error) from error
 
 
-def refuse_other_run(request: Mapping[str, Any], out: Path) -> None:
-    """Errors: UserError naming what differs from the run in the folder, or if the folder holds no run."""
+def read_for_resuming(file: Path, kind: type[R]) -> R | None:
+    """The record in a file of a run.  Errors: UserError, with what to do, if it cannot be read."""
     try:
-        written = json.loads((out / RUN).read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{out} holds no run that can be resumed: choose another --out, or --overwrite") from error
-    old, new = flat(written), flat(request)
+        return read_record(file, kind)
+    except UserError as error:
+        raise UserError(f"{error}: choose another --out, or --overwrite") from error
+
+
+def refuse_other_run(run: RunRecord, out: Path) -> None:
+    """Errors: UserError naming what differs from the run in the folder, or if the folder holds no run."""
+    written = read_for_resuming(out / RUN, type(run))
+    if written is None:
+        raise UserError(f"{out} holds no run that can be resumed: choose another --out, or --overwrite")
+    old, new = flat(written.request()), flat(run.request())
     differences = [f"{key} {old.get(key)!r}, not {new.get(key)!r}" for key in {**old, **new} if old.get(key) != new.get(key)]
     if differences:
         raise UserError(f"the run in {out} has {'; '.join(differences[:4])}: resume with the same, or choose another --out")
@@ -304,14 +313,6 @@ def evaluate(model: nn.Module, data: Data) -> dict[str, float]:
     """Accuracy, and NLL in nats."""
     values = {row["metric"]: row["value"] for row in calibration(model, data, resamples=1).table}
     return {name: values[name] for name in ("accuracy", "nll")}
-
-
-def rows_until(file: Path, step: int) -> list[dict[str, Any]]:
-    """The rows of the metrics up to a step; a run that resumes from there writes the later ones again."""
-    try:
-        return [row for row in csv.DictReader(io.StringIO(file.read_text())) if int(row["step"]) <= step]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
 
 
 def write_table(file: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import tracking
 
 from backlight.errors import UserError
-from backlight.results.result import plain
+from backlight.records import plain
 
 
 def refuse_missing_tracker(name: str | None) -> None:

@@ -87,7 +87,8 @@ def measure(
         "attackable": int(summary.attackable.sum()),
         "gradient_masking": summary.masking() | {"suspected": any(claim.verdict == "does not hold" for claim in claims)},
     }
-    return Adversarial(name or type(model).__name__, summary.table(), claims, facts)
+    correct = np.concatenate([summary.scores[:1, 0], summary.of("accuracy", "pgd")]).astype(np.float32)
+    return Adversarial(name or type(model).__name__, summary.table(), claims, facts, {"per_image/correct": correct})
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,7 @@ class Adversarial(Result):
     ``success`` is the share of the correctly answered images whose answer becomes wrong; for targeted attacks, the share of the
     images not answered with their target whose answer becomes the target.  ``rms`` is the root mean square of the change, for
     pixels from 0 to 1; ``in_band``, with a band, is the share of the change's energy that is in the band after clipping.
+    ``arrays["per_image/correct"]``: (clean, PGD at each epsilon in ascending order) x images, 1 for a right answer.
     """
 
     analysis: ClassVar[str] = "adversarial"

@@ -156,7 +156,10 @@ class Confidence:
         correct = (per_image.prediction == per_image.label).astype(np.float64)
         debiased = debiased_ece(per_image.confidence, correct, self.bins, resamples, seed)
         table.append({"metric": "ece_debiased"} | dict(zip(("value", "low", "high"), map(float, debiased), strict=True)))
-        arrays = {"reliability": self._diagram(per_image, resamples, seed)}
+        arrays = {
+            "reliability": self._diagram(per_image, resamples, seed),
+            "per_image/correct": correct.astype(np.float32),
+        }
         signed = names.index("signed_ece")
         claim = Claim.of_sign(
             "negative",
@@ -232,7 +235,8 @@ class Calibration(Result):
     """One row per metric, with its 95% interval.
 
     ``arrays["reliability"]``: (value, low, high) x (confidence, accuracy, share of images) x bins.  With a temperature also
-    ``arrays["reliability_scaled"]``, for the images that the temperature was not fitted on.
+    ``arrays["reliability_scaled"]``, for the images that the temperature was not fitted on.  ``arrays["per_image/correct"]``:
+    1 for each image with a right answer, 0 for each other.
     """
 
     analysis: ClassVar[str] = "calibration"

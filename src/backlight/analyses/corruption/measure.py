@@ -101,7 +101,9 @@ def measure(
         "mce": reason,
         "summary": {key: [table[-1][f"{key}{end}"] for end in ("", "_low", "_high")] for key in ("accuracy", *RATIOS)},
     }
-    return Corruption(name or type(model).__name__, table, [], facts, {"reliability": reliability})
+    correct = np.stack([image_scores[0, 0], image_scores[1:, 0].mean(0)]).astype(np.float32)
+    arrays: dict[str, np.ndarray] = {"reliability": reliability, "per_image/correct": correct}
+    return Corruption(name or type(model).__name__, table, [], facts, arrays)
 
 
 def reference_of(data: Any, settings: CorruptionSettings) -> tuple[str | None, str]:
@@ -240,6 +242,7 @@ class Corruption(Result):
 
     Accuracy and ECE are fractions, NLL in nats; a change is corrupted minus clean; ``ce_...`` are errors over AlexNet's.
     ``arrays["reliability"]``: severity, clean first x (value, low, high) x (confidence, accuracy, share of images) x bins.
+    ``arrays["per_image/correct"]``: (clean, mean over corruptions and severities) x images, of 1 for a right answer.
     """
 
     analysis: ClassVar[str] = "corruption"

@@ -25,7 +25,7 @@ from backlight.analyses.fourier.settings import FourierSettings
 from backlight.analyses.single_pass import Streams
 from backlight.numerics.bootstrap import Interval, mean_interval
 from backlight.numerics.frequency import diagonal_frequencies, log_amplitude, paper_bins, radial_log_amplitude
-from backlight.results.claim import Claim, Sign
+from backlight.results.claim import LOG_ROUNDING, Claim, Sign
 from backlight.results.result import Result, Row, columns
 
 if TYPE_CHECKING:
@@ -78,7 +78,10 @@ class Spectra:
     def result(self, model: str, provenance: dict[str, Any], resamples: int, seed: int) -> Fourier:
         """Δ log amplitudes and transfer functions with their intervals."""
         logs = [np.concatenate(batches)[:, : self._bins(tap)] for tap, batches in enumerate(self.batches)]
-        return Fourier(model, self._table(logs, resamples, seed), self._claims(logs, resamples, seed), provenance)
+        taps = [after for _, _, after in self.streams.rows()]
+        deltas = np.stack([logs[tap][:, -1] - logs[tap][:, 0] for tap in (taps[0], taps[-1])])
+        arrays = {"per_image/delta": deltas.astype(np.float32)}
+        return Fourier(model, self._table(logs, resamples, seed), self._claims(logs, resamples, seed), provenance, arrays)
 
     def _bins(self, tap: int) -> int:
         size = self._size(tap)
@@ -140,7 +143,7 @@ class Spectra:
                     "source": source,
                     "quantity": quantity,
                 }
-                claims.append(Claim.of_sign(sign, interval, count=len(step), **about))
+                claims.append(Claim.of_sign(sign, interval, count=len(step), rounding=LOG_ROUNDING, **about))
         return claims
 
 
@@ -151,6 +154,7 @@ class Fourier(Result):
     ``unit`` -1 is the stem: the stream that the first unit reads.  ``frequency`` is in units of pi, ``cycles`` per map.
     ``log_amplitude`` is the mean log amplitude per pixel.  ``high_step`` and ``mean_step``, on the row of the highest frequency
     of a unit that keeps the resolution: the change of log amplitude there and of the mean; the step of Δ is their difference.
+    ``arrays["per_image/delta"]``: Δ at the highest frequency, (first row, last unit) x images.
     """
 
     analysis: ClassVar[str] = "fourier"

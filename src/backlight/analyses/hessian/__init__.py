@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @analysis(
-    question="Is the loss that training minimises convex here, and how sharp is it?",
+    question="Are some of the largest Hessian eigenvalues of the training loss negative, and how sharp is the loss?",
     paper="figures 1b, 4, 6",
     settings=HessianSettings,
     result="HessianSpectrum",
@@ -32,7 +32,8 @@ def hessian(
     top: int = 5,
     tol: float = 1e-3,
     by: str | None = None,
-    weight_decay: float = 0.05,
+    weight_decay: float | None = None,
+    decay_all: bool | None = None,
     statistics: str = "running",
     paper: bool = False,
     together: int = 1,
@@ -44,16 +45,18 @@ def hessian(
 ) -> HessianSpectrum:
     """The ``top`` Hessian eigenvalues by magnitude of each mini-batch, and their summary, with intervals over batches.
 
-    ``batches``: pairs (images, targets) as training sees them; see ``draw_batches``.  ``together`` takes as many times
-    the memory of one batch.
+    ``batches``: pairs (images, targets) as training sees them; see ``draw_batches``.  ``weight_decay`` and ``decay_all``
+    default to those of the batches' recipe; for batches of another source, of the recipe saved with the model, else of
+    ``cifar``.  ``together`` takes as many times the memory of one batch.
     ``partial_results`` stores each finished batch, so that a killed run resumes; ``track`` wraps the batches to show progress.
     Errors: UserError as for `curvature.hessian.Hessian`, and for a setting out of bounds.
     """
     from backlight.analyses.hessian.measure import measure
 
     settings = HessianSettings(
-        top=top, tol=tol, by=by, weight_decay=weight_decay, statistics=statistics, paper=paper, together=together
-    )
+        top=top, tol=tol, by=by, weight_decay=weight_decay, decay_all=decay_all, statistics=statistics, paper=paper,
+        together=together,
+    )  # fmt: skip
     return measure(
         model, batches, settings, resamples=resamples, seed=seed, name=name, partial_results=partial_results, track=track
     )

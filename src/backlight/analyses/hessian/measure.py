@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from backlight.analyses.entry import Track
 from backlight.analyses.hessian.settings import HessianSettings
+from backlight.analyses.training_loss import training_objective
 from backlight.curvature.batched_hessian import Hessians
 from backlight.curvature.hessian import Hessian, of_units
 from backlight.curvature.loss import Objective, Predicate
@@ -65,7 +66,7 @@ def measure(
 ) -> HessianSpectrum:
     """The result of `backlight.hessian` with these settings."""
     started = time.perf_counter()
-    objective = Objective(weight_decay=settings.weight_decay, statistics=settings.statistics)
+    settings, objective, recipe = training_objective(settings, model, batches)
     partial_results = partial_results or PartialResults(None, {})
     blocks: dict[str, Predicate | None] = {}
     spectra: list[Spectrum] = []
@@ -87,6 +88,7 @@ def measure(
     eigenvalues = {block: np.stack([spectrum[f"{block}/eigenvalue"] for spectrum in spectra]) for block in blocks}
     summary = {block: nep_and_ape(values, resamples, seed) for block, values in eigenvalues.items()}
     facts = provenance(model, batches, images=images, resamples=resamples, seed=seed, **asdict(settings)) | {
+        "recipe": recipe,
         "seconds": round(time.perf_counter() - started, 3),
         "seconds_a_batch": round(float(np.mean([spectrum["seconds"].item() for spectrum in spectra])), 3),
         "solver": "power iteration as in PyHessian" if settings.paper else "Lanczos",
@@ -176,7 +178,7 @@ def negative_claim(nep: Interval, top: int, batches: int) -> Claim:
         "Figures 1b and 4",
         f"NEP, share of negative ones among the {top} eigenvalues of largest magnitude of each batch; "
         "smaller ones are not measured",
-        value, low, high, verdict, batches, "mini-batches",
+        value, low, high, verdict, batches, "mini-batches", decided_at=FEW if verdict == "does not hold" else 0.0,
     )  # fmt: skip
 
 

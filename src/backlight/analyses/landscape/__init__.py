@@ -40,7 +40,8 @@ def landscape(
     normalise: str | None = None,
     ignore: Sequence[str] = IGNORED,
     loss: Loss | None = None,
-    weight_decay: float = 0.05,
+    weight_decay: float | None = None,
+    decay_all: bool | None = None,
     decayed: Predicate | None = None,
     precision: str = "float32",
     statistics: str = "running",
@@ -59,7 +60,8 @@ def landscape(
     point.  ``radius`` is in units of the directions: the model's own filters for random directions, Euclidean length for
     eigenvectors of the Hessian, the farthest snapshot for the principal axes of a path.  Only parameters that require a
     gradient move.  ``loss`` (default: soft-label cross-entropy) returns
-    one number per image; ``decayed`` (default: all) selects the parameters that decay.  ``precision="bfloat16"`` compares up
+    one number per image.  ``weight_decay`` and ``decay_all`` default to those of the batches' recipe, as for `hessian`;
+    ``decayed`` selects the parameters that decay in their place.  ``precision="bfloat16"`` compares up
     to nine points with float32.  ``partial_results`` stores each
     finished row of the grid, so that a killed run resumes; ``shard=(rank, world)`` computes a share of the rows; ``track``
     wraps the rows to show progress.
@@ -69,7 +71,7 @@ def landscape(
 
     settings = LandscapeSettings(
         grid=grid, radius=radius, dimensions=dimensions, directions=directions, normalise=normalise, ignore=tuple(ignore),
-        weight_decay=weight_decay, precision=precision, statistics=statistics, paper=paper, bins=bins,
+        weight_decay=weight_decay, decay_all=decay_all, precision=precision, statistics=statistics, paper=paper, bins=bins,
     )  # fmt: skip
     return measure(
         model, batches, settings, snapshots=snapshots, loss=loss, decayed=decayed, resamples=resamples, seed=seed, name=name,

@@ -60,6 +60,7 @@ def flatness(
 ) -> dict[str, Any]:
     """Measures of flatness, each as [value, low, high], in coordinates of the plane; infinite: beyond the plane.
 
+    The interval of a radius is over images and over where between two grid points the surface rises.
     Shapes: decay (points,), curvature and decay_curvature (directions,).
     """
     along = rays(settings)
@@ -67,15 +68,17 @@ def flatness(
 
     def shape(value: Array) -> dict[str, list[float]]:
         resampled = value + nll.deviations
+        radii, resampled_radii = (surface_shape.rise_radii(surface, along, RISE) for surface in (value, resampled))
 
-        def with_interval(statistic: Callable[[Array], Array]) -> list[float]:
-            ends = np.quantile(statistic(resampled), [0.025, 0.975], axis=0, method="inverted_cdf")  # some are infinite
-            return [float(statistic(value)), *map(float, ends)]
+        def radius(over_rays: Callable[[Array], Array]) -> list[float]:
+            ends = _quantile(over_rays(resampled_radii.low), 0.025), _quantile(over_rays(resampled_radii.high), 0.975)
+            return [spacing * float(x) for x in (over_rays(radii.value), *ends)]
 
+        share, resampled_shares = (surface_shape.never_falling(surface, along) for surface in (value, resampled))
         return {
-            "radius_of_rise": with_interval(lambda s: spacing * np.median(surface_shape.rise_radii(s, along, RISE), -1)),
-            "nearest_rise": with_interval(lambda s: spacing * surface_shape.rise_radii(s, along, RISE).min(-1)),
-            "share_of_rays_never_falling": with_interval(lambda s: surface_shape.never_falling(s, along)),
+            "radius_of_rise": radius(lambda of_rays: np.median(of_rays, -1)),
+            "nearest_rise": radius(lambda of_rays: of_rays.min(-1)),
+            "share_of_rays_never_falling": [float(share), *(_quantile(resampled_shares, q) for q in (0.025, 0.975))],
         }
 
     return {
@@ -87,6 +90,11 @@ def flatness(
         "rays": len(along),
         "rise": RISE,
     }
+
+
+def _quantile(resampled: Array, share: float) -> float:
+    """A quantile of resamples, of which some are infinite."""
+    return float(np.quantile(resampled, share, method="inverted_cdf"))
 
 
 def claims(nll: ResampledMean, curvature: Interval, settings: LandscapeSettings, images: int) -> list[Claim]:

@@ -23,8 +23,9 @@ from backlight.analyses.entry import Track
 from backlight.analyses.landscape.flatness import STEP, ResampledMean, claims, flatness, resampled_mean
 from backlight.analyses.landscape.result import Landscape
 from backlight.analyses.landscape.settings import LandscapeSettings
+from backlight.analyses.training_loss import training_objective
 from backlight.curvature.directions import Plane, Snapshot, eigenvector_plane, path_plane, random_plane
-from backlight.curvature.loss import Loss, Objective, Predicate, everything, soft_cross_entropy, uncompiled
+from backlight.curvature.loss import Loss, Objective, Predicate, soft_cross_entropy, uncompiled
 from backlight.curvature.perturbed import (
     Batch,
     BFloat16PerturbedModel,
@@ -76,7 +77,7 @@ def measure(
     if not (len(shard) == 2 and 0 <= shard[0] < shard[1]):
         raise UserError(f"shard is {shard!r}; it must be (rank, world) with 0 <= rank < world")
     model = uncompiled(model)  # weights of a compiled model are slow to change
-    objective = Objective(loss or soft_cross_entropy, settings.weight_decay, decayed or everything, settings.statistics)
+    settings, objective, recipe = training_objective(settings, model, batches, loss=loss, decayed=decayed)
     refuse_unfit_weights(model)
     fixed = fixed_batches(model, batches, objective)
     plane = _plane(model, fixed, objective, settings, snapshots, seed)
@@ -96,6 +97,7 @@ def measure(
         "points": len(table),
         "missing_rows": missing,
         "not_finite": sum(not np.isfinite(row["nll"]) for row in table),
+        "recipe": recipe,
         "plane": plane.provenance,
         "switched_off": "dropout and drop path",
         "flatness": {} if missing else flatness(nll, decay, curvature, decay_curvature, settings),
@@ -104,7 +106,8 @@ def measure(
     if settings.precision == "bfloat16":
         facts["agreement"] = _agreement(rows, settings)
     tested = [] if missing else claims(nll, curvature, settings, image_count(fixed))
-    return Landscape(name or type(model).__name__, table, tested, facts, plane.arrays)
+    arrays = plane.arrays if missing else plane.arrays | {"per_image/rise": _rise(points, settings).astype(np.float32)}
+    return Landscape(name or type(model).__name__, table, tested, facts, arrays)
 
 
 def first_coordinates(settings: LandscapeSettings) -> Array:
@@ -322,6 +325,17 @@ def _table(points: Points, nll: ResampledMean, decay: Array, bins: int, resample
         return point | cells["nll"] | {"decay": decay[p]} | cells["loss"] | cells["accuracy"] | cells["ece"]
 
     return [row(p) for p in range(len(points.x))]
+
+
+def _rise(points: Points, settings: LandscapeSettings) -> Array:
+    """The rise of each image's NLL from the centre to half of the radius, the mean over the points next to that circle.
+
+    Shapes: -> (n,).
+    """
+    distance, spacing = np.hypot(points.x, points.y), settings.radius / (settings.grid // 2)
+    ring = abs(distance - settings.radius / 2) <= spacing / 2 * (1 + 1e-9)
+    with np.errstate(invalid="ignore"):
+        return points.nll[ring].mean(0) - points.nll[len(points.nll) // 2]
 
 
 def _curvature(centre: Arrays, step: float, resamples: int, seed: int) -> Interval:

@@ -26,7 +26,8 @@ class Landscape(Result):
     """A row per grid point, x fastest: NLL, weight decay, their sum ``loss`` (nats), accuracy and ECE (fractions).
 
     ``arrays``: ``products``, the inner products of weights and directions; ``directions`` (directions, P) if they are small;
-    for a path of training ``path`` (snapshots, directions), in coordinates of the plane.
+    for a path of training ``path`` (snapshots, directions), in coordinates of the plane; ``per_image/rise`` (n,): the mean
+    rise of each image's NLL from the centre to a distance of half the radius.
     """
 
     analysis: ClassVar[str] = "landscape"

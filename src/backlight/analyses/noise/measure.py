@@ -97,7 +97,8 @@ def measure(
         "kinds": sorted(kinds),
         "high_less_low": {score: [float(x) for x in interval] for score, interval in contrast.items()},
     }
-    arrays = _heat_map(noises, batch_errors) if settings.basis else {}
+    arrays = {"per_image/correct": _correct(settings, all_scores)}
+    arrays |= _heat_map(noises, batch_errors) if settings.basis else {}
     return Noise(name or type(model).__name__, table, _claims(kinds, contrast, images_done), facts, arrays)
 
 
@@ -192,6 +193,12 @@ def _contrast(settings: NoiseSettings, scores: np.ndarray, resamples: int, seed:
     return {score: Interval(*(x[0] for x in intervals[s])) for s, score in enumerate(SCORES[:2])}
 
 
+def _correct(settings: NoiseSettings, scores: np.ndarray) -> np.ndarray:
+    """The accuracy of each image, clean and under each band.  Shapes: (1 + bands * severities, 3, n) -> (1 + bands, n)."""
+    noisy = scores[1:, 0].reshape(len(settings.frequencies), -1, scores.shape[-1]).mean(1)
+    return np.concatenate([scores[:1, 0], noisy]).astype(np.float32)
+
+
 def _claims(kinds: set[str], contrast: dict[str, Interval], images: int) -> list[Claim]:
     """The paper's statement about each kind of unit in the model; a model with both kinds gets both, and one holds at most."""
     if not contrast:
@@ -228,6 +235,7 @@ class Noise(Result):
     ``frequency`` is the band's centre, ``from`` and ``to`` its ends, in units of π; ``bins`` how many frequencies it holds.
     Accuracies are fractions, NLL in nats; a change is noisy minus clean.  ``rms`` is the root mean square of the change of the
     pixels after clipping, for pixels from 0 to 1.
+    ``arrays["per_image/correct"]``: (clean, each band) x images, the mean over severities of 1 for a right answer.
     With ``basis``, ``arrays["basis"]`` holds error rates (value, low, high) x rows x columns, ``arrays["basis_frequencies"]``
     the frequencies of the rows and of the columns in units of π.
     """

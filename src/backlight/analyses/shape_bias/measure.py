@@ -21,7 +21,7 @@ from backlight.data.cue_conflict import OUTLINES, SPLITS, outlines, textures
 from backlight.data.sampling import stratified
 from backlight.errors import UserError
 from backlight.inputs import image_batches, refuse_other_classes, tensors, to_model
-from backlight.numerics.bootstrap import statistic_interval
+from backlight.numerics.proportions import ratio_interval
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
 from backlight.tracing.trace import evaluating
@@ -48,30 +48,22 @@ def measure(
             refuse_other_classes(logits, data)
             batch_answers.append(logits.argmax(1).cpu().numpy())
     answers = np.concatenate(batch_answers)
-    table = bias_table(answers, outlines("conflict", rows), textures("conflict", rows), resamples, seed)
+    table = bias_table(answers, outlines("conflict", rows), textures("conflict", rows))
     facts = provenance(model, data, images=len(answers), resamples=resamples, seed=seed)
     return ShapeBias(name or type(model).__name__, table, [], facts | {"seconds": round(time.perf_counter() - started, 3)})
 
 
-def bias_table(
-    answers: NDArray[np.int64], outline: NDArray[np.int64], texture: NDArray[np.int64], resamples: int, seed: int
-) -> list[Row]:
+def bias_table(answers: NDArray[np.int64], outline: NDArray[np.int64], texture: NDArray[np.int64]) -> list[Row]:
     """The bias and the shares of all answers, over all images and for each outline.  Shapes: (N,) x 3 -> 1 + 8 rows."""
     by_shape, by_texture = answers == outline, answers == texture
-    members = np.stack([np.ones_like(by_shape), *(outline == k for k in range(len(OUTLINES)))])  # (9, N)
-    counted = np.stack([by_shape, by_texture, np.ones_like(by_shape)])[:, None] * members  # (3, 9, N)
-
-    def shares(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        shape, texture, images = counted @ weights
-        with np.errstate(invalid="ignore"):
-            return np.stack([shape / (shape + texture), shape / images, texture / images, 1 - (shape + texture) / images])
-
-    interval = statistic_interval(shares, len(answers), resamples=resamples, seed=seed, within=(0, 1))
+    either, every = by_shape | by_texture, np.ones_like(by_shape)
+    counted = np.stack([by_shape, by_shape, by_texture, ~either]), np.stack([either, every, every, every])  # (4, N) each
     table: list[Row] = []
-    for k, name in enumerate(("all", *OUTLINES)):
-        row: Row = {"outline": name, "images": int(members[k].sum())}
+    for name, members in zip(("all", *OUTLINES), (every, *(outline == k for k in range(len(OUTLINES)))), strict=True):
+        interval = ratio_interval(*((count & members).T for count in counted))
+        row: Row = {"outline": name, "images": int(members.sum())}
         for m, share in enumerate(SHARES):
-            row |= columns(share, (ends[m, k] for ends in interval))
+            row |= columns(share, (end[m] for end in interval))
         table.append(row)
     return table
 

@@ -26,8 +26,9 @@ from backlight.analyses.similarity.settings import SimilaritySettings
 from backlight.analyses.single_pass import Streams, alone, described, find_streams, unreadable
 from backlight.errors import UserError
 from backlight.inputs import image_batches, to_model
-from backlight.numerics.bootstrap import counts
+from backlight.numerics.bootstrap import Interval
 from backlight.numerics.cka import LEAST, Array, cka, gram, hsic
+from backlight.numerics.student import jackknife_interval
 from backlight.results.claim import Claim
 from backlight.results.provenance import provenance, weights_sha256
 from backlight.results.result import Result, Row, columns
@@ -39,7 +40,7 @@ from backlight.tracing.trace import evaluating
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: The bootstrap resamples mini-batches; a long run's in this many groups to twice as many, so that memory is constant.
+#: Intervals are over mini-batches; a long run's in this many groups to twice as many, so that memory is constant.
 GROUPS = 128
 BLOCKS = (
     "similarity/blocks",
@@ -116,9 +117,7 @@ def measure(
             "at": list(other_at) if other_at else None,
         }
     units, *others = ([row for row, _ in taps] for taps in readable)
-    return _result(
-        name or type(model).__name__, units, others[0] if others else None, dependence, facts, resamples=resamples, seed=seed
-    )
+    return _result(name or type(model).__name__, units, others[0] if others else None, dependence, facts)
 
 
 class Grams:
@@ -145,8 +144,8 @@ class Grams:
         self.batch.clear()
 
     def result(self, model: str, provenance: dict[str, Any], resamples: int, seed: int) -> Similarity:
-        """CKA for all images, with intervals over mini-batches."""
-        return _result(model, self.units, None, self.dependence, provenance, resamples=resamples, seed=seed)
+        """CKA for all images, with intervals over mini-batches, which need no resamples."""
+        return _result(model, self.units, None, self.dependence, provenance)
 
 
 class Dependence:
@@ -206,9 +205,6 @@ def _result(
     others: Sequence[Row] | None,
     dependence: Dependence,
     facts: dict[str, Any],
-    *,
-    resamples: int,
-    seed: int,
 ) -> Similarity:
     """Shapes: of two models ``dependence`` holds the units of both, the first model's first."""
     groups = dependence.by_group()
@@ -216,8 +212,9 @@ def _result(
     square = cka(groups.sum(0))
     stages = [row["stage"] if row["unit"] >= 0 and square[i, i] > 0 else -1 for i, row in enumerate(units)]
     contrasts = [] if others is not None else [_contrast(stages, matched) for matched in (False, True)]
-    low, high, resampled = _resampled(groups, rows, across, contrasts, resamples, seed)
-    matrix = np.stack([square[np.ix_(rows, across)], low, high])
+    without = cka(groups.sum(0) - groups)  # each group
+    ends = np.clip(jackknife_interval(square, without), -1, 1)
+    matrix = ends[:, rows][:, :, across]
     table = [
         unit | {f"other_{key}": entry for key, entry in partner.items()} | columns("cka", matrix[:, i, j])
         for i, unit in enumerate(units)
@@ -229,7 +226,7 @@ def _result(
         "columns": list(others if others is not None else units),
         "batches": sum(dependence.sizes),
         "images_in_batches_below_4": dependence.too_small,
-        "resampled": f"mini-batches, in {len(dependence.sizes)} groups" if dependence.largest > 1 else "mini-batches",
+        "interval_over": f"mini-batches, in {len(dependence.sizes)} groups" if dependence.largest > 1 else "mini-batches",
         "same_for_all_images": [
             f"the stream at unit {row['unit']} ({row['module']}) is the same for all images: its CKA is 0/0"
             for row, own in zip([*units, *(others or [])], np.diagonal(square), strict=True)
@@ -237,8 +234,8 @@ def _result(
         ],
     }
     claims = [
-        _claim(*text, contrast, square, values, len(groups))
-        for text, contrast, values in zip((BLOCKS, MATCHED), contrasts, resampled, strict=False)
+        _claim(*text, _contrasted(contrast, square, without), sum(dependence.sizes))
+        for text, contrast in zip((BLOCKS, MATCHED), contrasts, strict=False)
         if contrast.any()
     ]
     return Similarity(name, table, claims, facts, {"cka": matrix})
@@ -265,34 +262,13 @@ def _contrast(stages: Sequence[int], matched: bool) -> Array:
     return weights / total if total else weights
 
 
-def _resampled(
-    groups: Array, rows: range, across: range, contrasts: Sequence[Array], resamples: int, seed: int
-) -> tuple[Array, Array, Array]:
-    """The ends of each CKA's interval, and the resamples of each contrast.
-
-    Shapes: (G, U, U) -> (rows, across) twice, (contrasts, resamples).  A row at a time: memory is resamples x units.
-    """
-    values = np.zeros((len(contrasts), resamples))
-    low, high = np.full((2, len(rows), len(across)), np.nan)
-    if len(groups) < 2:
-        return low, high, values + np.nan
-    weights = np.concatenate(list(counts(len(groups), resamples, seed)))
-    own = np.sqrt(weights @ np.diagonal(groups, axis1=1, axis2=2))  # (resamples, U)
-    for i in rows:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ckas = weights @ groups[:, i, across] / own[:, [i]] / own[:, across]
-        low[i], high[i] = np.quantile(ckas, [0.025, 0.975], axis=0)
-        for contrast, value in zip(contrasts, values, strict=True):
-            counted = contrast[i] != 0
-            value += ckas[:, counted] @ contrast[i, counted]
-    return low, high, values
-
-
-def _claim(
-    id: str, statement: str, source: str, quantity: str, contrast: Array, square: Array, resampled: Array, batches: int
-) -> Claim:
+def _contrasted(contrast: Array, square: Array, without: Array) -> Interval:
+    """The block structure, with its interval.  Shapes: (U, U), (U, U), (G, U, U) -> ()."""
     counted = contrast != 0
-    interval = (float(square[counted] @ contrast[counted]), *np.quantile(resampled, [0.025, 0.975]))
+    return jackknife_interval(square[counted] @ contrast[counted], without[:, counted] @ contrast[counted])
+
+
+def _claim(id: str, statement: str, source: str, quantity: str, interval: Interval, batches: int) -> Claim:
     about: dict[str, Any] = {"id": id, "statement": statement, "source": source, "quantity": quantity}
     return Claim.of_sign("positive", interval, count=batches, over="mini-batches", **about)
 

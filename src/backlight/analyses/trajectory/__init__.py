@@ -34,7 +34,8 @@ def trajectory(
     snapshots: Sequence[Snapshot] = (),
     grid: int = 0,
     loss: Loss | None = None,
-    weight_decay: float = 0.05,
+    weight_decay: float | None = None,
+    decay_all: bool | None = None,
     decayed: Predicate | None = None,
     statistics: str = "running",
     resamples: int = 1000,
@@ -47,13 +48,13 @@ def trajectory(
 
     ``snapshots``: models or state dicts in the order of training; the model itself is added as the last.  The path consists of
     the trainable parameters; the loss at a snapshot also uses the buffers of the snapshot.  A loss
-    surface over the plane is computed with the model's buffers.  ``loss`` and ``decayed``: as for
-    `landscape`.  ``track`` wraps the snapshots, then the rows of the surface, to show progress.
+    surface over the plane is computed with the model's buffers.  ``loss``, ``weight_decay``, ``decay_all`` and
+    ``decayed``: as for `landscape`.  ``track`` wraps the snapshots, then the rows of the surface, to show progress.
     Errors: UserError for fewer than three different points, or snapshots of another model.
     """
     from backlight.analyses.trajectory.measure import measure
 
-    settings = TrajectorySettings(grid=grid, weight_decay=weight_decay, statistics=statistics)
+    settings = TrajectorySettings(grid=grid, weight_decay=weight_decay, decay_all=decay_all, statistics=statistics)
     return measure(
         model, batches, settings, snapshots=snapshots, loss=loss, decayed=decayed, resamples=resamples, seed=seed, name=name,
         partial_results=partial_results, track=track,

@@ -20,9 +20,10 @@ from backlight.analyses.entry import Track
 from backlight.analyses.landscape.measure import measure as measure_landscape
 from backlight.analyses.landscape.result import Landscape
 from backlight.analyses.landscape.settings import LandscapeSettings
+from backlight.analyses.training_loss import training_objective
 from backlight.analyses.trajectory.settings import TrajectorySettings
 from backlight.curvature.directions import Snapshot, principal_axes, training_path
-from backlight.curvature.loss import Loss, Objective, Predicate, everything, soft_cross_entropy, uncompiled
+from backlight.curvature.loss import Loss, Objective, Predicate, uncompiled
 from backlight.curvature.perturbed import (
     Batch,
     evaluation_copy,
@@ -35,6 +36,7 @@ from backlight.errors import UserError
 from backlight.files import PartialResults
 from backlight.numerics import weight_space
 from backlight.numerics.bootstrap import mean_interval
+from backlight.numerics.proportions import share_interval
 from backlight.results.claim import Claim
 from backlight.results.provenance import provenance, sha256
 from backlight.results.result import Result, Row, columns
@@ -72,7 +74,7 @@ def measure(
     """The result of `backlight.trajectory` with these settings."""
     started = time.perf_counter()
     model = uncompiled(model)
-    objective = Objective(loss or soft_cross_entropy, settings.weight_decay, decayed or everything, settings.statistics)
+    settings, objective, recipe = training_objective(settings, model, batches, loss=loss, decayed=decayed)
     refuse_unfit_weights(model)
     fixed = fixed_batches(model, batches, objective)
     path = training_path(model, snapshots)
@@ -90,6 +92,7 @@ def measure(
     recorded = asdict(settings) | {"snapshots": len(path) - 1}
     facts = provenance(model, batches, images=image_count(fixed), resamples=resamples, seed=seed, **recorded) | {
         "explained": axes.explained.tolist(),
+        "recipe": recipe,
         "explained_by": "share of the variance of the path about its mean",
         "polar_warning": WARNING,
         "parameters": {"in_the_path": sum(w.numel() for w in path[-1].values())},
@@ -130,8 +133,9 @@ def _load(model: nn.Module, snapshot: Snapshot, i: int) -> None:
 def _over_plane(settings: TrajectorySettings) -> LandscapeSettings:
     """The settings of the loss surface over the plane of the path."""
     return LandscapeSettings(
-        grid=settings.grid, radius=RADIUS, directions="path", weight_decay=settings.weight_decay, statistics=settings.statistics
-    )
+        grid=settings.grid, radius=RADIUS, directions="path", weight_decay=settings.weight_decay,
+        decay_all=settings.decay_all, statistics=settings.statistics,
+    )  # fmt: skip
 
 
 def _decay(model: nn.Module, path: Sequence[weight_space.Weights], objective: Objective) -> Array:
@@ -143,16 +147,17 @@ def _decay(model: nn.Module, path: Sequence[weight_space.Weights], objective: Ob
 
 def _table(scores: Array, coordinates: Array, products: Array, decay: Array, resamples: int, seed: int) -> list[Row]:
     """A row per point of the path.  Shapes: scores (T, 2, n), coordinates (T, 2), products (T, T), decay (T,)."""
-    intervals = mean_interval(scores.transpose(2, 0, 1), resamples=resamples, seed=seed)  # (T, 2) each
+    nll = mean_interval(scores[:, 0].T, resamples=resamples, seed=seed)  # (T,) each
+    accuracy = share_interval(scores[:, 1].T)
     radius, angle = weight_space.polar(products)
     distance = np.sqrt(np.diag(products))
     return [
         {"snapshot": t, "x": coordinates[t, 0], "y": coordinates[t, 1]}
         | {"distance": distance[t], "radius": radius[t], "angle": angle[t]}
-        | columns("nll", (end[t, 0] for end in intervals))
+        | columns("nll", (end[t] for end in nll))
         | {"decay": decay[t]}
-        | columns("loss", (end[t, 0] + decay[t] for end in intervals))
-        | columns("accuracy", (end[t, 1] for end in intervals))
+        | columns("loss", (end[t] + decay[t] for end in nll))
+        | columns("accuracy", (end[t] for end in accuracy))
         for t in range(len(scores))
     ]
 

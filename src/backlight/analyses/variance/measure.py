@@ -22,7 +22,7 @@ from backlight.analyses.single_pass import Streams
 from backlight.analyses.variance.settings import VarianceSettings
 from backlight.errors import UserError
 from backlight.numerics.bootstrap import mean_interval
-from backlight.results.claim import Claim, Sign
+from backlight.results.claim import LOG_ROUNDING, Claim, Sample, Sign
 from backlight.results.result import Result, columns
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ class Variances:
                     "source": "Figure 9",
                     "quantity": quantity,
                 }
-                claims.append(Claim.of_sign(sign, interval, count=len(change), **about))
+                over: Sample = "images" if self.over == "space" else "mini-batches"
+                claims.append(Claim.of_sign(sign, interval, count=len(change), over=over, rounding=LOG_ROUNDING, **about))
         return claims
 
     def _comparisons(self, variances: list[np.ndarray]) -> Iterator[tuple[Sign, tuple[str, str], str, Pairs]]:

@@ -29,7 +29,7 @@ from backlight.models.sources.factory import from_factory
 from backlight.models.sources.hub import fetching, from_address, from_hub
 from backlight.models.sources.hugging_face import from_hugging_face
 from backlight.models.sources.paper_checkpoints import official_model
-from backlight.models.sources.saved import bundled_names, describe, load_weights, save_model, saved_folder
+from backlight.models.sources.saved import bundled_names, describe, load_weights, save_model, saved_folder, with_recipe_of
 from backlight.models.sources.spec import ModelSpec, parse, reporting_bad_arguments
 from backlight.models.sources.torchvision import from_torchvision, torchvision_names
 from backlight.models.surgery.hybridize import with_surgery
@@ -150,21 +150,20 @@ def from_folder(spec: ModelSpec, folder: Path, *, pretrained: bool, num_classes:
     if spec.arguments:
         raise UserError(f"a saved model takes no arguments: {folder / 'model.json'} describes {spec}")
     description = describe(folder)
-    origin = parse(description["model"])
+    origin = parse(description.model)
     if not origin.source and not is_model(origin.name) and saved_folder(origin.name):
         raise UserError(f"{folder / 'model.json'} names another folder, {origin}, instead of a model")
-    classes = description["num_classes"] if num_classes is None else num_classes
+    classes = description.num_classes if num_classes is None else num_classes
     model = built(origin, pretrained=False, num_classes=classes)
     try:
-        model = with_surgery(model, description.get("surgery", []))
+        model = with_recipe_of(with_surgery(model, description.surgery), description)
     except UserError as error:
         raise UserError(f"{folder / 'model.json'}: {error}") from error
     if pretrained:
-        load_weights(model, folder, new_head=classes != description["num_classes"])
-    preprocessing = description.get("preprocessing", {})
-    if not preprocessing:
+        load_weights(model, folder, new_head=classes != description.num_classes)
+    if not description.preprocessing:
         return model
-    cfg = {name: tuple(value) if isinstance(value, list) else value for name, value in preprocessing.items()}
+    cfg = {name: tuple(value) if isinstance(value, list) else value for name, value in description.preprocessing.items()}
     outputs = {} if classes is None else {"num_classes": classes}
     return with_pretrained_cfg(model, pretrained_cfg_of(model) | cfg | outputs)
 

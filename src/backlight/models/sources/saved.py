@@ -1,20 +1,19 @@
 """A model as a folder: ``model.json`` says how to build it, ``model.safetensors`` holds its weights.
 
-Both are written under a temporary name and then renamed, the weights first.  ``model.json`` holds the sha256 of the weights,
-so two files that do not belong together are refused.
+Both are written under a temporary name and then renamed, the weights first.  ``model.json`` holds the sha256 of the weights and
+of its own values, so a file that was changed, and two that do not belong together, are refused.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 from timm.models import is_model
 from torch import nn
 
@@ -23,10 +22,30 @@ from backlight.errors import Unavailable, UserError
 from backlight.files import write_atomic
 from backlight.models.sources.spec import ModelSpec, parse
 from backlight.models.surgery.hybridize import surgery_of
+from backlight.recipes import Recipe
+from backlight.records import Damaged, Record, encoded, read_record, read_verified, sha256_of
 
 DESCRIPTION, WEIGHTS, FOR_TIMM = "model.json", "model.safetensors", "config.json"
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 BUNDLED = Path(__file__).parents[2] / "assets" / "models"  # the models of the demo
+
+
+@dataclass(frozen=True)
+class SavedModel(Record):
+    """What ``model.json`` holds."""
+
+    record = "model"
+    version = 1
+
+    model: str  # the MODEL from which the architecture is built
+    num_classes: int | None
+    preprocessing: dict[str, Any]
+    classes: list[str] | None = None
+    surgery: list[Any] = field(default_factory=list)
+    weights_sha256: str | None = None  # None: an architecture without weights
+    test: dict[str, list[float]] = field(default_factory=dict)  # metric -> value, low, high
+    seconds: float | None = None  # of its training
+    facts: dict[str, Any] = field(default_factory=dict)  # what else is known of its training
 
 
 def save_model(
@@ -37,43 +56,46 @@ def save_model(
     num_classes: int | None,
     preprocessing: dict[str, Any] | None = None,
     classes: Sequence[str] | None = None,
-    **more: Any,
+    test: dict[str, list[float]] | None = None,
+    seconds: float | None = None,
+    **facts: Any,
 ) -> Path:
     """Write the model to ``folder``, which `load_model` reads; return the folder.
 
     spec: the MODEL from which `load_model` builds the architecture.  preprocessing: input_size, mean, std, ... in timm's
-    words; None: the model's ``pretrained_cfg``.  classes: the names of the labels.  more: further entries of model.json.
+    words; None: the model's ``pretrained_cfg``.  classes: the names of the labels.  test, seconds, facts: as in `SavedModel`.
     Surgery (`hybridize`, `smooth`, `drop_original`) is recorded too, and repeated when the folder is loaded.
     Errors: UserError if the folder cannot be written.
     """
     folder = Path(folder)
     if source := saved_folder(spec):  # fine-tuned from another folder: the new one must not depend on it
-        spec = describe(source)["model"]
+        spec = describe(source).model
     if preprocessing is None:
         preprocessing = pretrained_cfg_of(model)
     state = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in untied(model).items()}
     weights = safetensors.torch.save(state)
-    description = {
-        "model": spec,
-        "num_classes": num_classes,
-        "preprocessing": {name: preprocessing[name] for name in PREPROCESSING if name in preprocessing},
-        "classes": None if classes is None else list(classes),
-        **({"surgery": surgery} if (surgery := surgery_of(model)) else {}),
-        "sha256": hashlib.sha256(weights).hexdigest(),
-        **more,
-    }
-    text = json.dumps(description, indent=2)
+    description = SavedModel(
+        spec,
+        num_classes,
+        {name: preprocessing[name] for name in PREPROCESSING if name in preprocessing},
+        None if classes is None else list(classes),
+        surgery_of(model),
+        sha256_of(weights),
+        test or {},
+        seconds,
+        facts,
+    )
     try:
         write_atomic(folder / WEIGHTS, weights)
         if config := for_timm(parse(spec), description):
             write_atomic(folder / FOR_TIMM, json.dumps(config, indent=2).encode())
-        write_atomic(folder / DESCRIPTION, text.encode())
+        write_atomic(folder / DESCRIPTION, encoded(description))
     except OSError as error:
         raise UserError(f"the model cannot be written to {folder}: {error.strerror or error}") from error
     return folder
 
 
-def for_timm(spec: ModelSpec, description: dict[str, Any]) -> dict[str, Any] | None:
+def for_timm(spec: ModelSpec, description: SavedModel) -> dict[str, Any] | None:
     """The config.json with which timm loads the folder as ``local-dir:``; None for a model that timm cannot build.
 
     timm builds our own models after ``import backlight.models``.
@@ -84,22 +106,18 @@ def for_timm(spec: ModelSpec, description: dict[str, Any]) -> dict[str, Any] | N
         arguments.pop("img_size", None)  # for the preprocessing alone
     elif spec.source or not is_model(architecture):
         return None
-    if "surgery" in description:
+    if description.surgery:
         return None
-    classes = {"num_classes": description["num_classes"]} if description["num_classes"] else {}
-    return {"architecture": architecture, **classes, "model_args": arguments, "pretrained_cfg": description["preprocessing"]}
+    classes = {"num_classes": description.num_classes} if description.num_classes else {}
+    return {"architecture": architecture, **classes, "model_args": arguments, "pretrained_cfg": description.preprocessing}
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path) -> SavedModel:
     """The contents of ``model.json``.  Errors: UserError if it cannot be read."""
-    path = folder / DESCRIPTION
-    try:
-        description = json.loads(path.read_bytes())
-        return description | {"model": str(description["model"]), "num_classes": description["num_classes"]}
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no {DESCRIPTION}: it is not a model that `backlight train` wrote") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as the description of a model: {error!r}") from error
+    description = read_record(folder / DESCRIPTION, SavedModel)
+    if description is None:
+        raise UserError(f"{folder} holds no {DESCRIPTION}: it is not a model that `backlight train` wrote")
+    return description
 
 
 def load_weights(model: nn.Module, folder: Path, *, new_head: bool = False) -> None:
@@ -109,15 +127,10 @@ def load_weights(model: nn.Module, folder: Path, *, new_head: bool = False) -> N
     """
     path = folder / WEIGHTS
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise Unavailable(f"{path} cannot be read: {error.strerror or error}") from error
-    if hashlib.sha256(data).hexdigest() != describe(folder).get("sha256"):
-        raise Unavailable(f"{path} was changed after it was saved: its sha256 differs from the one in {DESCRIPTION}")
-    try:
-        state, own = safetensors.torch.load(data), model.state_dict()
-    except SafetensorError as error:
-        raise Unavailable(f"{path} cannot be read: {error}") from error
+        data = read_verified(path, describe(folder).weights_sha256 or "")
+    except Damaged as error:
+        raise Unavailable(f"{error}; train or save the model again") from error
+    state, own = safetensors.torch.load(data), model.state_dict()
     if new_head:
         state = {name: tensor for name, tensor in state.items() if name in own and tensor.shape == own[name].shape}
     report = model.load_state_dict(state, strict=False)
@@ -125,6 +138,19 @@ def load_weights(model: nn.Module, folder: Path, *, new_head: bool = False) -> N
     absent = [] if new_head else [name for name in report.missing_keys if name not in tied]
     if misfits := absent + report.unexpected_keys:
         raise Unavailable(f"{path} does not fit the model that {DESCRIPTION} describes: {', '.join(misfits[:3])}")
+
+
+def with_recipe_of(model: nn.Module, description: SavedModel) -> nn.Module:
+    """The model, with the fields of the recipe that it was trained with, as far as its folder has them."""
+    recipe = description.facts.get("run", {}).get("recipe") or description.facts.get("recipe")
+    model.__dict__["saved_recipe"] = recipe if isinstance(recipe, dict) else None
+    return model
+
+
+def saved_recipe(model: nn.Module) -> Recipe | None:
+    """The recipe with which a model from a folder was trained; None if it is unknown.  Errors: UserError if it is no recipe."""
+    recipe = model.__dict__.get("saved_recipe")
+    return None if recipe is None else Recipe.of(recipe, "the recipe saved with the model")
 
 
 def saved_folder(name: str) -> Path | None:

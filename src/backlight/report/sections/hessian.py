@@ -70,7 +70,8 @@ SECTION = Section(
     reading=(
         "The eigenvalues of largest magnitude of the Hessian of the training loss, for each mini-batch; the curve is their "
         "density over all batches. "
-        "Negative eigenvalues mean that the loss is not convex there, large positive ones that it is sharp; the two tabs have "
+        "Negative eigenvalues mean that the loss is not convex there; none among these says nothing about convexity, because "
+        "smaller ones are not measured. Large positive eigenvalues mean that the loss is sharp. The two tabs have "
         "different scales, and only models measured on batches of the same size can be compared."
     ),
     needs=("batch", "block", "rank", "eigenvalue", "residual", "converged"),

@@ -27,7 +27,7 @@ def metrics(results: Results) -> Metrics:
             "CKA; above 0 if stages are blocks beyond the effect of distance",
             [_claim(r, "At equal distance") for r in results],
         ),
-        ("Mini-batches", "number; the intervals resample mini-batches", [_batches(r) for r in results]),
+        ("Mini-batches", "number; the intervals are over them", [_batches(r) for r in results]),
     ]
     return Metrics("Block structure with 95% intervals over mini-batches", rows)
 

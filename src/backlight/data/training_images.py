@@ -6,23 +6,24 @@ Both kinds return the pixels of the micro-batches that the loop asks for, in ord
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from backlight.data.augmentation import resized_crop
-from backlight.data.image_set import ARRAY_BYTES, ImageSet, as_arrays, pixels
+from backlight.data.image_set import ARRAY_BYTES, ImageSet, as_arrays, other_shape, pixels
 from backlight.data.loading import batch_or_error, default_workers
 from backlight.data.preprocessing import in_colours
+from backlight.data.training_sampling import MicroBatch
 from backlight.errors import UserError
-from backlight.training.sampling import MicroBatch
 
 #: Longest side of images that are kept in memory, if all of them fit there: CIFAR's 50,000 take 0.15 GB.
 SMALL = 64
@@ -93,6 +94,16 @@ class ImagesInMemory:
         """Height and width."""
         return self.images.shape[2], self.images.shape[3]
 
+    @classmethod
+    def prepared(cls, source: ImageSet, wanted: Mapping[str, Any]) -> ImagesInMemory:
+        """In the colours and with the statistics of a model's `preprocessing`.  Errors: UserError for other sizes."""
+        tensors = [in_colours(source[i][0], colours=wanted["colours"], then=pixel_tensor) for i in range(len(source))]
+        for i, tensor in enumerate(tensors):
+            if tensor.shape != tensors[0].shape:
+                raise other_shape(source.where(i), tensor.shape, tensors[0].shape)
+        mean, std = (tuple(wanted[name]) for name in ("mean", "std"))
+        return cls(torch.stack(tensors), labels_of(source), len(source.classes), mean, std)
+
     def on(self, device: torch.device) -> ImagesInMemory:
         """The same images on a device."""
         return replace(self, images=self.images.to(device))
@@ -131,7 +142,7 @@ class ImagesInFiles:
     @cached_property
     def labels(self) -> Tensor:
         """Shapes: (N,)."""
-        return torch.from_numpy(np.asarray(self.source.labels)).long()
+        return labels_of(self.source)
 
     def fetch(self, batches: Iterable[MicroBatch], scale: float) -> Iterator[tuple[MicroBatch, Tensor]]:
         """Each micro-batch with its pixels.  Errors: UserError for a file that cannot be read."""
@@ -173,9 +184,7 @@ class CroppedImages(Dataset[Any]):
 
     def crop(self, u: Tensor) -> Any:
         """The function from an image to its crop.  Shapes: -> (C, H, W) uint8."""
-        return lambda image: resized_crop(
-            torch.from_numpy(pixels(image)).permute(2, 0, 1)[None], u[None], self.size, scale=(self.scale, 1.0)
-        )[0]
+        return lambda image: resized_crop(pixel_tensor(image)[None], u[None], self.size, scale=(self.scale, 1.0))[0]
 
 
 def training_images(source: ImageSet, size: Sequence[int], channels: int, workers: int | None = None) -> TrainingImages:
@@ -186,6 +195,29 @@ def training_images(source: ImageSet, size: Sequence[int], channels: int, worker
     if workers is None:
         return ImagesInFiles(source, (size[0], size[1]), channels)
     return ImagesInFiles(source, (size[0], size[1]), channels, workers)
+
+
+def images_for(source: ImageSet, wanted: Mapping[str, Any]) -> TrainingImages:
+    """The images as a model with this `preprocessing` receives them in training: small ones of its size whole, others cropped.
+
+    Errors: UserError for small images of several sizes.
+    """
+    channels, height, width = wanted["input_size"]
+    first = source[0][0]
+    if max(first.size) <= SMALL and first.size == (width, height):
+        return ImagesInMemory.prepared(source, wanted)
+    mean, std = (tuple(wanted[name]) for name in ("mean", "std"))
+    return ImagesInFiles(source, (height, width), channels, workers=0, mean=mean, std=std)
+
+
+def pixel_tensor(image: Image.Image) -> Tensor:
+    """Shapes: -> (C, H, W) uint8."""
+    return torch.from_numpy(pixels(image)).permute(2, 0, 1)
+
+
+def labels_of(source: ImageSet) -> Tensor:
+    """Shapes: (N,) int64."""
+    return torch.from_numpy(np.asarray(source.labels)).long()
 
 
 def timm_preprocessing(shape: Sequence[int], mean: Sequence[float], std: Sequence[float], *, crop_pct: float) -> dict[str, Any]:
