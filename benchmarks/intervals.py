@@ -26,13 +26,12 @@ import numpy as np
 import torch
 from scipy import stats
 
-from backlight.analyses.hessian.measure import nep_and_ape
 from backlight.analyses.similarity.measure import Grams, _contrast
 from backlight.analyses.similarity.settings import SimilaritySettings
 from backlight.analyses.single_pass import find_streams, reading_streams
 from backlight.data.loading import load_data
 from backlight.models.sources.load import load_model
-from backlight.numerics.bootstrap import counts, mean_interval, skewed_mean_interval
+from backlight.numerics.bootstrap import counts, mean_interval, skewed_mean_interval, statistic_interval
 from backlight.numerics.cka import cka, hsic
 from backlight.numerics.proportions import proportion_interval, share_interval, tango_ends
 from backlight.numerics.student import jackknife_interval
@@ -194,7 +193,7 @@ def blocks(simulations: int, size: int = 32, population: int = 4000) -> list[dic
 
 
 def negative_shares(simulations: int) -> list[dict[str, Any]]:
-    """Coverage of NEP by its own interval, and by that of a proportion of mini-batches' shares."""
+    """Coverage of NEP by its interval, that of a mean of mini-batches' shares, and by the basic bootstrap."""
     random, top, rows = np.random.default_rng(0), 5, []
     for n in (10, 20, 30):
         for p in SHARES:
@@ -202,9 +201,10 @@ def negative_shares(simulations: int) -> list[dict[str, Any]]:
             for spread in ("binomial", "overdispersed"):
                 share = p if spread == "binomial" else random.beta(4 * p, 4 * (1 - p), (simulations, n, 1))
                 negative = random.random((simulations, n, top)) < share
-                own = [nep_and_ape(np.where(one, -1.0, 1.0), 300)["nep"][1:] for one in negative]
-                row[f"used_{spread}"] = inside(np.array(own, float).T, p)
-                row[f"proportion_{spread}"] = inside(share_interval(negative.mean(2).T)[1:], p)
+                shares = negative.mean(2).T  # (n, simulations)
+                row[f"used_{spread}"] = inside(share_interval(shares)[1:], p)
+                own = [statistic_interval(each.__matmul__, n, resamples=300, within=(0, 1))[1:] for each in shares.T / n]
+                row[f"bootstrap_{spread}"] = inside(np.array(own, float).T, p)
             rows.append(row)
     return rows
 
@@ -246,9 +246,9 @@ def tables(results: dict[str, list[dict[str, Any]]]) -> str:
             ),
             table(
                 "Coverage of NEP of `hessian`, the share of negative ones of 5 eigenvalues of each mini-batch, %:",
-                {"n": "mini-batches", "p": "NEP", "used_binomial": "basic bootstrap (used), binomial",
-                 "used_overdispersed": "overdispersed", "proportion_binomial": "as a proportion, binomial",
-                 "proportion_overdispersed": "overdispersed"},
+                {"n": "mini-batches", "p": "NEP", "used_binomial": "mean of shares (used), binomial",
+                 "used_overdispersed": "overdispersed", "bootstrap_binomial": "basic bootstrap, binomial",
+                 "bootstrap_overdispersed": "overdispersed"},
                 results["negative_shares"],
             ),
         ]

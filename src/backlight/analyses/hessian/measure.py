@@ -29,6 +29,7 @@ from backlight.files import PartialResults
 from backlight.inputs import labelled, to_model
 from backlight.numerics.bootstrap import Interval, mean_interval, statistic_interval
 from backlight.numerics.lanczos import Operator, dot, lanczos, lanczos_each, norm, repeats
+from backlight.numerics.proportions import share_interval
 from backlight.numerics.quadrature import smoothed
 from backlight.results.claim import Claim, Verdict
 from backlight.results.provenance import provenance
@@ -47,7 +48,7 @@ Spectrum = Mapping[str, Array]
 POWER_STEPS, POWER_TOL = 100, 1e-3
 #: Up to this many eigenvalues one start vector finds all: on 56 mini-batches it missed none of 5, and one of 8 in one batch.
 ONE_START = 5
-#: A smaller NEP counts as none: 29 batches without a negative eigenvalue are enough to show it.
+#: A smaller NEP counts as none: 36 batches without a negative eigenvalue are enough to show it.
 FEW = 0.1
 #: Points of each half of the density.
 POINTS = 200
@@ -116,28 +117,20 @@ def measure(
 def nep_and_ape(eigenvalues: Array, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
     """NEP, the share of negative eigenvalues, and APE, the mean of the positive ones, with intervals over batches.
 
-    Where none or all are negative, resampling shows no spread.  The other end of NEP is then 1 - 0.05^(1/n) away: if a larger
-    share of batches had one of the other sign, n batches would all miss it in less than 5% of cases.  APE without a positive
-    eigenvalue is NaN.  Shapes: (batches, top).
+    The interval of NEP is that of a mean of shares, a share a batch.  APE without a positive eigenvalue is NaN.
+    Shapes: (batches, top).
     """
-    batches, top = eigenvalues.shape
-    negative, positive = eigenvalues < 0, eigenvalues > 0
-    negatives = np.stack([negative.sum(1), np.full(batches, top)])
-    positives = np.stack([np.where(positive, eigenvalues, 0).sum(1), positive.sum(1)])
+    positive = eigenvalues > 0
+    sums = np.stack([np.where(positive, eigenvalues, 0).sum(1), positive.sum(1)])
 
-    def ratio(parts: Array, most: float) -> Interval:
+    def mean_positive(weights: Array) -> Array:
         with np.errstate(invalid="ignore"):  # a resample without a positive eigenvalue is NaN, and is omitted
-            mean = lambda weights: np.divide(*(parts @ weights))  # noqa: E731
-            return statistic_interval(mean, batches, resamples=resamples, seed=seed, within=(0, most))
+            return np.divide(*(sums @ weights))
 
-    nep = ratio(negatives, 1)
-    ape = ratio(positives, np.inf) if positive.any() else Interval(*np.full(3, np.nan))
-    missed = 1 - 0.05 ** (1 / batches)
-    if not negative.any():
-        nep = Interval(nep.value, nep.value, nep.value + missed)
-    elif negative.all():
-        nep = Interval(nep.value, nep.value - missed, nep.value)
-    return {"nep": nep, "ape": ape}
+    ape = Interval(*np.full(3, np.nan))
+    if positive.any():
+        ape = statistic_interval(mean_positive, len(eigenvalues), resamples=resamples, seed=seed, within=(0, np.inf))
+    return {"nep": share_interval((eigenvalues < 0).mean(1)), "ape": ape}
 
 
 def density(eigenvalues: Array, side: str, resamples: int = 1000, seed: int = 0) -> Array:
