@@ -66,6 +66,8 @@ def test_a_stop_that_python_drops_is_raised_at_the_next_check():
         assert signals.received() == [signal.SIGTERM]
         signals.check()
     assert stopped.value.number == signal.SIGTERM
+    assert not signals.received()
+    signals.check()  # what comes after the block is not stopped
 
 
 def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it():

@@ -29,14 +29,16 @@ class Stopped(KeyboardInterrupt):
 @contextmanager
 def stopping() -> Iterator[None]:
     """Within the block each signal is noted and raised as `Stopped`."""
-    _received.clear()
 
     def stop(number: int, _: Any) -> None:
         _received.append(number)
         raise Stopped(number)
 
-    with handled(stop):
-        yield
+    try:
+        with handled(stop):
+            yield
+    finally:
+        _received.clear()
 
 
 def received() -> list[int]:

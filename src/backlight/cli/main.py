@@ -31,23 +31,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     0 done, 2 a user's mistake, 3 a check failed, 4 not available, 5 some cells failed, 130 and 143 stopped by a signal.
     """
     prepare()
-    try:
-        with signals.stopping():
+    with signals.stopping():
+        try:
             from backlight.cli.app import run
 
             run(sys.argv[1:] if argv is None else argv)
             signals.check()
+        except BrokenPipeError:  # backlight ... | head
             sys.exit(0)
-    except BrokenPipeError:  # backlight ... | head
-        sys.exit(0)
-    except (Exception, KeyboardInterrupt) as error:
-        if (ending := sentence_and_code(error)) is None:
-            raise
-        sentence, code = ending
-        with signals.handled(signal.SIG_IGN), quiet_destructors():
-            say(f"backlight: {sentence}")
-            traceback.clear_frames(error.__traceback__)
-        sys.exit(code)
+        except (Exception, KeyboardInterrupt) as error:
+            if (ending := sentence_and_code(error)) is None:
+                raise
+            sentence, code = ending
+            with signals.handled(signal.SIG_IGN), quiet_destructors():
+                say(f"backlight: {sentence}")
+                traceback.clear_frames(error.__traceback__)
+            sys.exit(code)
+    sys.exit(0)
 
 
 @contextmanager
