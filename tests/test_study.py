@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -253,3 +254,62 @@ def test_the_demo_is_a_study_file() -> None:
     assert len(plan(config.models, config.analyses, StudySettings(**config.shared))) == 23
     shown = (Path(__file__).parents[1] / "docs" / "study.md").read_text()
     assert DEMO.read_text() in shown
+
+
+def test_files_correct_units_in_every_analysis_and_their_content_is_part_of_the_request(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.toml", tmp_path / "second.toml"
+    first.write_text(f'model = "{TINY}"\n[kinds]\n0 = "blur"\n')
+    second.write_text(f'model = "{TINY_ALTERNATING}"\n[stages]\n2 = 4\n')
+    models, shared, out = [TINY, TINY_ALTERNATING], shared_of(first, second), tmp_path / "runs"
+    done = {(each.model, each.analysis): each.result for each in run_study(models, {"fourier": {}, "lesion": {}}, shared, out)}
+    for name in ("fourier", "lesion"):
+        assert done[TINY, name].provenance["corrections"] == {"kinds": {"0": "blur"}}
+        assert {row["kind"] for row in done[TINY, name].table if row["unit"] == 0} == {"blur"}
+        assert {row["stage"] for row in done[TINY_ALTERNATING, name].table if row["unit"] == 2} == {4}
+    assert json.loads((out / folder_name(TINY) / "units.json").read_text())["units"][0]["kind"] == "blur"
+    assert all(each.skipped for each in run_study(models, {"fourier": {}}, shared, out))
+    second.write_text(f'model = "{TINY_ALTERNATING}"\n[stages]\n2 = 5\n')
+    assert all(each.skipped for each in run_study([TINY], {"fourier": {"models": [TINY]}, "lesion": {}}, shared_of(first), out))
+    with pytest.raises(UserError, match=r"'2': 4.*'2': 5.*--overwrite"):
+        list(run_study(models, {"fourier": {}}, shared, out))
+
+
+def shared_of(*files: Path) -> StudySettings:
+    return replace(SMALL, units=tuple(map(str, files)))
+
+
+def test_the_second_model_of_an_analysis_is_corrected_too(tmp_path: Path) -> None:
+    file = tmp_path / "other.toml"
+    file.write_text(f'model = "{TINY_ALTERNATING}"\n[kinds]\n0 = "blur"\n')
+    (cell,) = plan([TINY], {"similarity": {"other": TINY_ALTERNATING}}, shared_of(file))
+    assert cell.request()["units"] == {TINY_ALTERNATING: {"kinds": {"0": "blur"}}}
+    (alone,) = plan([TINY], {"similarity": {}}, SMALL)
+    assert alone.request()["units"] == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[kinds]\n0 = 'conv'", 'names no model: write model = "NAME" above its tables'),
+        ("model = 'resnet50'", "model is 'resnet50', which is not measured here"),
+        (f"model = '{TINY}'\n[kinds]\n0 = 'cnov'", "kinds: 0 is 'cnov'; a kind is one of"),
+        (f"model = '{TINY}'\n[kinds]\n99 = 'conv'", "counted from 0, and no unit 99"),
+        (f"model = '{TINY}'\nkinds = {'[' * 100_000}", "nested too deeply"),
+    ],
+)
+def test_a_wrong_file_of_corrections_is_one_sentence(run, tmp_path: Path, text: str, sentence: str) -> None:
+    file = tmp_path / "units.toml"
+    file.write_text(text)
+    code, out, err = run("fourier", TINY, *SMALL_WORDS, "--units", file)
+    assert (code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1
+    assert str(file) in err
+    assert sentence in err
+
+
+def test_two_files_do_not_correct_one_model(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.toml", tmp_path / "second.toml"
+    for file in (first, second):
+        file.write_text(f'model = "{TINY}"\n')
+    with pytest.raises(UserError, match=r"second.toml: model is .*first.toml corrects already"):
+        plan([TINY], {"fourier": {}}, shared_of(first, second))

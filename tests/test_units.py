@@ -19,13 +19,16 @@ from torch.overrides import _get_current_function_mode_stack
 from transformers import ViTConfig, ViTForImageClassification
 
 from backlight.analyses.fourier import fourier
+from backlight.analyses.lesion import lesion
 from backlight.analyses.single_pass import find_streams
 from backlight.errors import UserError
 from backlight.models.architectures.alternet import AlterNet
+from backlight.tracing.corrections import correct
 from backlight.tracing.find import units
 from backlight.tracing.hooks import check, feature_maps, reading, without
+from backlight.tracing.kinds import LETTER
 from backlight.tracing.layout import Layout
-from backlight.tracing.tap import LETTER, Tap, spell, stream_taps
+from backlight.tracing.tap import Tap, spell, stream_taps
 from backlight.tracing.trace import evaluating
 
 
@@ -903,7 +906,12 @@ def test_kinds_and_stages_can_be_corrected(images):
         ({"kinds": {"no.such": "conv"}}, "kinds: the model has no unit of the module 'no.such'"),
         ({"kinds": {0: "atention"}}, "did you mean attention"),
         ({"stages": {9: 0}}, "stages: the model has"),
-        ({"stages": {0: "first"}}, "stages has 'first'; a stage is a whole number, counted from 0"),
+        ({"stages": {0: "first"}}, "stages: 0 is 'first'; a stage is a whole number, counted from 0"),
+        ({"stages": {0: True}}, "stages: 0 is True"),
+        ({"branches": {0: "norm"}}, "branches: 0 is 'norm'; a branch is a list of one or more names of modules"),
+        ({"branches": {0: []}}, r"branches: 0 is \[\]"),
+        ({"branches": {0: ["no.such"]}}, "branches: 'no.such': the model has no module of this name"),
+        ({"branches": {9: ["no.such"]}}, "branches: the model has"),
     ],
 )
 def test_a_correction_of_nothing_is_refused(corrections, sentence, images):
@@ -911,23 +919,86 @@ def test_a_correction_of_nothing_is_refused(corrections, sentence, images):
         units(small_model(), images, **corrections)
 
 
+def parallel_model():
+    return model_of(lambda self, x: x + self.a(x) + self.m(x), a=Linear(), m=pointwise())
+
+
+def test_branches_can_be_corrected(images):
+    model = parallel_model()
+    (unit,) = units(model, images)
+    assert (unit.kind, [tap.module for tap in unit.branch]) == ("parallel", ["a", "m"])
+    (half,) = units(model, images, branches={0: ["a"]})
+    assert (half.kind, half.kinds, [tap.module for tap in half.branch]) == ("attention", ("attention",), ["a"])
+    with without(model, half), torch.no_grad():
+        stem = model.stem(images)
+        assert torch.equal(model(images), model.finish(stem + model.m(stem)))  # m remains
+    assert [proof for _, proof in check(model, images, [unit, half])] == [True, False]
+    (named,) = units(model, images, branches={0: ["a", "m"]}, kinds={0: "attention"})
+    assert (named.kind, named.kinds) == ("attention", ("attention", "attention"))
+    (swapped,) = units(model, images, branches={0: ["m", "a"]})
+    assert (swapped.kind, swapped.kinds) == ("parallel", ("mlp", "attention"))
+
+
+def test_corrections_of_a_model_apply_to_every_search_and_to_no_copy(images):
+    model = parallel_model()
+    correct(model, kinds={0: "conv"}, stages={0: 3}, branches={0: ["m"]})
+    (unit,) = units(model, images)
+    assert (unit.kind, unit.stage, [tap.module for tap in unit.branch]) == ("conv", 3, ["m"])
+    assert units(torch.compile(model, backend="eager"), images) == [unit]
+    assert units(model, images, kinds={0: "blur"})[0].kind == "blur"  # the call comes last
+    assert units(model, images, at=["a"])[0].kind == "attention"  # a module by name is no unit of the model
+    assert units(copy.deepcopy(model), images)[0].kind == "parallel"
+    correct(model)
+    assert units(model, images)[0].kind == "parallel"
+
+
+def test_results_record_corrections_and_analyses_follow_them(images):
+    model, data = parallel_model(), [(images, torch.zeros(len(images), dtype=torch.int64))]
+    assert "corrections" not in fourier(model, data, resamples=10).provenance
+    correct(model, kinds={0: "conv"}, branches={"": ["a"]})
+    for result in (fourier(model, data, resamples=10), lesion(model, data, resamples=10)):
+        assert result.provenance["corrections"] == {"kinds": {"0": "conv"}, "branches": {"": ["a"]}}
+        assert {row["kind"] for row in result.table if row.get("unit") == 0} == {"conv"}
+    assert "corrections" not in fourier(model, data, at=["a"], resamples=10).provenance
+
+
+def test_a_compiled_model_has_the_name_of_the_model_inside(images):
+    data = [(images, torch.zeros(len(images), dtype=torch.int64))]
+    compiled = torch.compile(parallel_model(), backend="eager")
+    assert fourier(compiled, data, resamples=10).model == "Written"
+    assert lesion(compiled, data, resamples=10).model == "Written"
+    assert lesion(compiled, data, resamples=10, name="mine").model == "mine"
+
+
 def test_a_file_corrects_units_on_the_command_line(run, tmp_path):
     file, words = tmp_path / "as.toml", ("units", TINY_ALTERNATING, "--no-pretrained", "--as")
     module = next(line.split()[3] for line in run(*words[:-1])[1].splitlines() if line.startswith("1 "))
-    file.write_text(f'[kinds]\n0 = "mlp"\n{module} = "blur"\n[stages]\n2 = 2\n')  # a name with dots, without quotes
-    code, out, _ = run(*words, file)
-    assert (code, out.splitlines()[0]) == (0, f"{TINY_ALTERNATING}: m b a")
+    tables = f'[kinds]\n0 = "mlp"\n{module} = "blur"\n[stages]\n2 = 2\n'  # a name with dots, without quotes
+    for first_line in ("", f'model = "{TINY_ALTERNATING}"\n'):
+        file.write_text(first_line + tables)
+        code, out, _ = run(*words, file)
+        assert (code, out.splitlines()[0]) == (0, f"{TINY_ALTERNATING}: m b a")
+    dots = ".".join(["a"] * 5000)
     for text, sentence in {
-        "[kinds]\n9 = 'conv'": "no unit 9",
-        "[kinds]\n0 = 3": "kinds has 3",
-        "[kind]\n0 = 'conv'": "has 'kind'; it may have the tables [kinds] and [stages]",
+        "[kinds]\n9 = 'conv'": "kinds: the model has 3 units, counted from 0, and no unit 9",
+        "[kinds]\n0 = 3": "kinds: 0 is 3; a kind is one of",
+        "[stages]\n'x.y' = -1": "stages: x.y is -1",
+        "[branches]\n0 = 'x'": "branches: 0 is 'x'; a branch is a list",
+        "[branches]\n0 = ['stem.x']": "branches: 'stem.x': the model has no module of this name",
+        "[kind]\n0 = 'conv'": "has 'kind'; it may have model, and the tables [kinds], [stages] and [branches]",
         "kinds = 3": "has 'kinds'",
-        "[kinds": "as.toml",
+        "model = 3": "model is 3; it must be the name of a model",
+        "model = 'resnet50'": "model is 'resnet50', and this is",
+        "[kinds": "is not TOML",
+        f"[kinds]\n{dots} = 'conv'": "nested too deeply",
+        f"kinds = {'[' * 100_000}": "nested too deeply",
+        f"[kinds]\n{'9' * 5000} = 'conv'": "no unit of the module",
     }.items():
         file.write_text(text)
         code, _, err = run(*words, file)
         assert code == 2
         assert sentence in err
+        assert str(file) in err
         assert err.count("\n") == 1
     assert run(*words, tmp_path / "missing")[0] == 2
 

@@ -24,6 +24,7 @@ from backlight.results.result import Result as Result
 from backlight.study.cells import load as load
 from backlight.study.run import run_study as run_study
 from backlight.study.settings import StudySettings as StudySettings
+from backlight.tracing.corrections import correct as correct
 from backlight.tracing.find import units as units
 from backlight.tracing.hooks import feature_maps as feature_maps
 from backlight.tracing.hooks import without as without

@@ -8,11 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from backlight.devices import device_of, dtype_of
-from backlight.errors import UserError
+from backlight.errors import NotApplicable, UserError
 
 #: Under these names a batch that is a dict holds its images, and its labels.
 IMAGES = ("pixel_values", "images", "image", "img")
 LABELS = ("labels", "label", "targets", "target")
+
+#: Modules of these names are the classifiers of timm's, torchvision's and other models.
+HEADS = ("head", "fc", "classifier", "heads")
+WITHOUT_CLASSIFIER = "fourier, variance, erf, similarity, attention and lesion --by similarity need none"
 
 
 def images_and_labels(batch: Any) -> tuple[Any, Any]:
@@ -80,10 +84,6 @@ def checked_labels(logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tenso
     """
     if labels is None:
         raise UserError("this analysis compares predictions with labels, and the data give no tensor of labels")
-    if logits.ndim != 2:
-        raise UserError(
-            f"this analysis needs class scores of shape (images, classes), and the model returns {tuple(logits.shape)}"
-        )
     if (logits >= 0).all() and (logits.float().sum(1) - 1).abs().max() < 1e-2:
         raise UserError("the model returns probabilities, and this analysis needs logits; leave out its softmax")
     if labels.shape != logits.shape[:1] or labels.is_floating_point():
@@ -99,11 +99,26 @@ def checked_labels(logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tenso
     return logits, labels.long()
 
 
-def refuse_other_classes(logits: Tensor, data: Any) -> None:
-    """Errors: UserError if the data say how many classes they have and the model has another number of outputs."""
+def refuse_no_classifier(model: nn.Module, logits: Tensor, data: Any = None) -> None:
+    """Check that the outputs can be the scores of the data's classes.
+
+    Errors: NotApplicable if they are no class scores; UserError if the data say that they have another number of classes.
+    """
+    if reason := why_no_classifier(model, logits):
+        raise NotApplicable(f"no classifier: {reason}; {WITHOUT_CLASSIFIER}")
     classes = getattr(data, "classes", None)
-    if classes and logits.ndim == 2 and logits.shape[1] != len(classes):
+    if classes and logits.shape[1] != len(classes):
         raise UserError(
             f"the model has {logits.shape[1]} outputs and the data have {len(classes)} classes, so its accuracy means nothing; "
             "give a model that was trained on these classes, or data with the model's own classes"
         )
+
+
+def why_no_classifier(model: nn.Module, logits: Tensor) -> str:
+    """Why the outputs of a model are no class scores; empty if they can be."""
+    if logits.ndim != 2:
+        return f"the model returns {tuple(logits.shape)} for {len(logits)} images, and class scores are (images, classes)"
+    if getattr(model, "num_classes", None) == 0:
+        return f"the model was built with num_classes=0, and its {logits.shape[1]} outputs are features"
+    head = next((name for name in HEADS if isinstance(getattr(model, name, None), nn.Identity)), None)
+    return f"the model's {head} is an Identity, and its {logits.shape[1]} outputs are features" if head else ""

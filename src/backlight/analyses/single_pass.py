@@ -10,14 +10,15 @@ import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from backlight.data.class_names import subset_of
 from backlight.errors import NotApplicable, UserError
-from backlight.inputs import image_batches, refuse_other_classes, tensors, to_model
+from backlight.inputs import image_batches, refuse_no_classifier, tensors, to_model
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row
 from backlight.settings import Settings
@@ -25,7 +26,7 @@ from backlight.tracing.find import units
 from backlight.tracing.hooks import reading
 from backlight.tracing.layout import grid
 from backlight.tracing.tap import Tap, Unit, stream_taps
-from backlight.tracing.trace import evaluating, inside
+from backlight.tracing.trace import evaluating, model_name
 
 R_co = TypeVar("R_co", bound=Result, covariant=True)
 
@@ -36,6 +37,7 @@ class Streams:
 
     units: list[Unit]
     taps: list[Tap]
+    subset: tuple[int, ...] = ()  # the model's outputs that are the classes of the data; empty: the data do not say
 
     def before(self, unit: Unit) -> int | None:
         """The index of the tap of the stream that a unit reads; None if that is not read."""
@@ -107,6 +109,7 @@ def single_pass(
         raise UserError("no images: the data are empty")
     streaming = any(kind.reads_stream for kind in reducers)
     streams = find_streams(model, to_model(first[0][:2], model), at) if streaming else Streams([], [])
+    streams = replace(streams, subset=subset_of(data))
     running = [kind(streams, settings) for kind, settings in reducers.items()]
     count = 0
     with evaluating(model), torch.inference_mode(), reading_streams(model, streams, running):
@@ -118,14 +121,14 @@ def single_pass(
                 )
             logits = next(tensors(model(to_model(images, model))))
             if count == 0 and any(reducer.reads_labels for reducer in running):
-                refuse_other_classes(logits, data)
+                refuse_no_classifier(model, logits, data)
             count += len(images)
             for reducer in running:
                 reducer.finish(logits, labels.to(logits.device) if labels is not None else None)
     seconds = time.perf_counter() - started
     return [
         reducer.result(
-            name or type(inside(model)).__name__,
+            model_name(model, name),
             provenance(
                 model, data, images=count, resamples=resamples, seed=seed, at=list(at) if at else None, **asdict(settings)
             )
@@ -175,13 +178,13 @@ def find_streams(model: nn.Module, images: Tensor, at: Sequence[str] | None) -> 
     model_units = units(model, images, at=at)
     if not model_units:
         raise NotApplicable(
-            f"{type(model).__name__} has no residual units; name the modules to read, for example {suggestion(model)}"
+            f"{model_name(model)} has no residual units; name the modules to read, for example {suggestion(model)}"
         )
     taps = [tap for tap in stream_taps(model_units) if min(tap.layout.size) > 1]  # type: ignore[union-attr]
     streams = Streams(model_units, taps)
     if len(unreadable(streams)) == len(model_units):
         where = f"at {', '.join(at)}" if at else "between its units"
-        raise NotApplicable(f"{type(model).__name__} has no feature map {where}; name modules that return one with --at")
+        raise NotApplicable(f"{model_name(model)} has no feature map {where}; name modules that return one with --at")
     return streams
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from backlight.analyses.entry import Analysis
 from backlight.cli.options import AsJson, Model, Modules, Pretrained
 from backlight.cli.output import print_json, print_rows, print_table, say, write
 from backlight.errors import UserError
+from backlight.tracing.corrections import Corrections, attach, read_corrections
 
 
 def add_to(app: typer.Typer) -> None:
@@ -47,7 +48,8 @@ def units_command(
     prove: Annotated[bool, typer.Option("--check", help="Silence each unit and compare the stream.")] = False,
     at: Modules = None,
     corrections: Annotated[
-        Path | None, typer.Option("--as", metavar="FILE", help="Correct units: TOML, [kinds] and [stages] by index or module.")
+        Path | None,
+        typer.Option("--as", metavar="FILE", help="Correct units: TOML, [kinds], [stages], [branches] by index or module."),
     ] = None,
     pretrained: Pretrained = True,
     as_json: AsJson = False,
@@ -56,7 +58,7 @@ def units_command(
     from backlight.tracing.hooks import check
     from backlight.tracing.tap import spell
 
-    network, images, units = units_of(model, pretrained, at, **corrections_in(corrections))
+    network, images, units = units_of(model, pretrained, at, given_corrections(corrections, model))
     if not units:
         raise UserError(f"{model} has no residual units: name modules to read with --at MODULE")
     proof = {unit.index: equal for unit, equal in check(network, images, units)} if prove else {}
@@ -81,35 +83,19 @@ def units_command(
             raise SystemExit(3)
 
 
-def corrections_in(file: Path | None) -> dict[str, dict[int | str, Any]]:
-    """The arguments ``kinds`` and ``stages`` of ``units`` in a TOML file; nothing without a file.
-
-    Errors: UserError if the file cannot be read, is no TOML, or has anything else.
-    """
-    import tomllib
-
+def given_corrections(file: Path | None, model: str) -> Corrections:
+    """The corrections in a file, which may name this model; none without a file.  Errors: UserError."""
     if file is None:
-        return {}
-    try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--as {file}: {getattr(error, 'strerror', None) or error}") from error
-    for name, table in tables.items():
-        if name not in ("kinds", "stages") or not isinstance(table, dict):
-            raise UserError(f"--as {file} has {name!r}; it may have the tables [kinds] and [stages]")
-    return {name: {int(u) if u.isdecimal() else u: value for u, value in dotted(table)} for name, table in tables.items()}
+        return Corrections()
+    named, corrections = read_corrections(file)
+    if named not in (None, model):
+        raise UserError(f"{file}: model is {named!r}, and this is {model!r}: leave it out, or give the file of this model")
+    return corrections
 
 
-def dotted(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The entries of a table; those of a table in it, which TOML makes of a name with dots, by their whole name."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{key}.{inner}", each) for inner, each in dotted(value))
-        else:
-            yield key, value
-
-
-def units_of(model: str, pretrained: bool, at: Sequence[str] | None = None, **corrections: Any) -> tuple[Any, Any, list[Any]]:
+def units_of(
+    model: str, pretrained: bool, at: Sequence[str] | None = None, corrections: Corrections = Corrections()
+) -> tuple[Any, Any, list[Any]]:
     """A model, noise of the size of its images, and its units."""
     import torch
 
@@ -119,7 +105,8 @@ def units_of(model: str, pretrained: bool, at: Sequence[str] | None = None, **co
 
     network = load_model(model, pretrained=pretrained)
     images = torch.randn(2, *preprocessing(network)["input_size"], generator=torch.Generator().manual_seed(0))
-    return network, images, units(network, images, at=at, **corrections)
+    attach(network, corrections)
+    return network, images, units(network, images, at=at)
 
 
 def summary_of(model: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from backlight.data.class_names import as_outputs_of
+from backlight.data.given_classes import GivenClasses
 from backlight.data.image_set import ImageSet
 from backlight.data.loading import dataset, source_record
 from backlight.data.preprocessing import preprocessing
@@ -96,12 +97,14 @@ def draw_batches(
     seed: int = 0,
     root: str | Path | None = None,
     download: bool = False,
+    classes: GivenClasses | None = None,
     **changes: Any,
 ) -> Batches:
     """The full batches of one epoch over a stratified subset of a data set, as a training with this seed makes them.
 
     ``recipe``: as for `chosen_recipe`; ``changes``: fields of its augmentation with other values, as ``mixup=0.0``.  Size,
-    colours and statistics of the images are the model's.  ``images`` is rounded down to full batches.
+    colours and statistics of the images are the model's, and so are the labels if ``classes`` says which output each is.
+    ``images`` is rounded down to full batches.
     Errors: UserError for a wrong name or number; Unavailable if the data are not available.
     """
     at_least_one("images", images)
@@ -110,7 +113,9 @@ def draw_batches(
     source = dataset(name, split, limit=images, seed=seed, root=root, download=download)
     if len(source) < batch_size:
         raise UserError(f"{name} has {len(source)} images, fewer than a batch of {batch_size}; give a smaller batch size")
-    source, outputs = as_outputs_of(model, source)
+    source, outputs = as_outputs_of(model, source, classes)
+    if not source.classes:
+        raise UserError("the model does not say how many outputs it has: set its num_classes")
     wanted = preprocessing(model)
     batches = tuple(first_epoch(source, wanted, replace(chosen.recipe, batch_size=batch_size, accumulate=1), seed))
     facts = {

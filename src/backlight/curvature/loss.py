@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backlight.errors import UserError, did_you_mean
-from backlight.inputs import tensors
+from backlight.inputs import refuse_no_classifier, tensors
 from backlight.models.weight_decay import decays, everything
 from backlight.recipes import Recipe
 from backlight.tracing.trace import evaluating, plain_attention
@@ -69,6 +69,7 @@ class Objective:
         Errors: UserError if the targets do not fit the model's outputs, or if ``loss`` does not return one number per image.
         """
         logits = next(tensors(model(images)))
+        refuse_no_classifier(model, logits)
         refuse_other_targets(logits, targets)
         losses = self.loss(logits, targets)
         if not isinstance(losses, Tensor) or losses.shape != (len(images),):
@@ -144,9 +145,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def refuse_other_targets(logits: Tensor, targets: Tensor) -> None:
-    """Errors: UserError if the logits are not (B, K), or if the targets have other classes than the model has outputs."""
-    if logits.ndim != 2:
-        raise UserError(f"the model returns logits of shape {tuple(logits.shape)}; the loss needs one row of logits per image")
+    """Errors: UserError if the targets have other classes than the model has outputs.  Shapes: logits (B, K)."""
     if targets.ndim == 2 and targets.shape[1] != logits.shape[1]:
         raise UserError(f"the model has {logits.shape[1]} outputs and the targets have {targets.shape[1]} classes")
     if targets.ndim == 1 and len(targets) and int(targets.max()) >= logits.shape[1]:

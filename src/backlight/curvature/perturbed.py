@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from backlight.curvature.loss import Loss, Objective, reestimated, refuse_other_targets, use_batch_statistics
 from backlight.devices import device_of, dtype_of
 from backlight.errors import UserError
-from backlight.inputs import image_batches, refuse_other_classes, tensors
+from backlight.inputs import image_batches, refuse_no_classifier, tensors
 from backlight.numerics.weight_space import Weights
 from backlight.results.provenance import sha256
 from backlight.tracing.trace import plain_attention
@@ -55,7 +55,7 @@ def _refuse_unfit_targets(model: nn.Module, batches: Sequence[Batch], objective:
     model = evaluation_copy(model)
     with torch.inference_mode(), plain_attention():
         logits = next(tensors(model(images[:2])))
-        refuse_other_classes(logits, data)
+        refuse_no_classifier(model, logits, data)
         for _, each in batches:
             refuse_other_targets(logits, each)
         objective.losses(model, images[:2], targets[:2])

@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from backlight.data.cifar import cifar
 from backlight.data.class_names import as_outputs_of
 from backlight.data.cue_conflict import shapes
 from backlight.data.folders import folder, imagenet, labelled_folder
+from backlight.data.given_classes import GivenClasses
 from backlight.data.image_set import ImageSet, Stream, numbered, other_shape, sha256_of_lines
 from backlight.data.parquet import parquet, parquet_splits
 from backlight.data.preprocessing import preparation
@@ -59,12 +60,14 @@ def load_data(
     workers: int | None = None,
     root: str | Path | None = None,
     download: bool = False,
+    classes: GivenClasses | Mapping[str, int | str] | None = None,
     transform: Callable[[Image.Image], Tensor] | None = None,
 ) -> Data:
     """Batches of a data set, by its name or from `dataset`, with the model's preprocessing.
 
     A model with the classes of ImageNet gets its output numbers as labels, if the data name some of them by WordNet id or by
-    name; see `as_outputs_of`.  A folder of images without class folders has no labels.
+    name; see `as_outputs_of`.  ``classes`` says it for other data: class folder -> number or name of the model's output, or
+    what `read_classes` read.  A folder of images without class folders has no labels.
     Without a model the images keep their size, as pixels in [0, 1].  A transform replaces the model's preprocessing: it
     takes a PIL image in the model's colours and returns a tensor (C, H, W).
 
@@ -72,7 +75,11 @@ def load_data(
     """
     at_least_one("batch_size", batch_size)
     source = open_data(name, split, root=root, download=download, limit=limit, seed=seed) if isinstance(name, str) else name
-    source, outputs = as_outputs_of(model, source) if isinstance(source, ImageSet) else (source, {})
+    if classes is not None and not isinstance(classes, GivenClasses):
+        classes = GivenClasses({name: str(output) for name, output in classes.items()})
+    if classes is not None and isinstance(source, Stream):
+        raise UserError(f"{classes.where}: {source.name} is a stream, whose labels are not mapped: use hfds/ or a folder")
+    source, outputs = as_outputs_of(model, source, classes) if isinstance(source, ImageSet) else (source, {})
     prepare, record = preparation(model, transform)
     if assumed := record.get("assumed"):
         values = ", ".join(f"{name} {record[name]}" for name in assumed)

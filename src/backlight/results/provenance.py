@@ -12,16 +12,31 @@ import torch
 from torch import nn
 
 from backlight.devices import device_of, dtype_of
+from backlight.tracing.corrections import corrections_of
+
+#: The attribute with the hash of a model's random weights.  Training changes the weights, and the mark no longer fits.
+UNTRAINED = "untrained_sha256"
+
+
+def mark_untrained(model: nn.Module) -> nn.Module:
+    """The model, marked as one of random weights."""
+    setattr(model, UNTRAINED, weights_sha256(model))
+    return model
 
 
 def provenance(model: nn.Module, data: Iterable[Any], *, images: int, **settings: Any) -> dict[str, Any]:
     """Everything that is needed to repeat a measurement, as a mapping that JSON can hold."""
     device = device_of(model)
+    sha256 = weights_sha256(model)
+    untrained = getattr(model, UNTRAINED, None) == sha256
+    corrections = {} if settings.get("at") else corrections_of(model).record()  # of units, and not of modules by name
     return {
+        **({"caution": "untrained: random weights"} if untrained else {}),
         "images": images,
         "settings": settings,
         "data": dict(getattr(data, "provenance", {})),
-        "model": {"parameters": sum(p.numel() for p in model.parameters()), "weights_sha256": weights_sha256(model)},
+        **({"corrections": corrections} if corrections else {}),
+        "model": {"parameters": sum(p.numel() for p in model.parameters()), "weights_sha256": sha256},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})",
         "dtype": str(dtype_of(model)).removeprefix("torch."),
         "versions": versions(),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from backlight.analyses.catalog import entry
 from backlight.analyses.entry import Analysis
+from backlight.data.given_classes import GivenClasses, read_classes
+from backlight.errors import UserError, did_you_mean
 from backlight.settings import options
 from backlight.study.settings import StudySettings
+from backlight.tracing.corrections import Corrections, corrections_in
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Cell:
     analysis: str
     settings: Mapping[str, Any]  # all settings of the analysis
     shared: StudySettings
+    corrections: Mapping[str, Corrections] = field(default_factory=dict)  # by model
+    classes: GivenClasses | None = None
 
     @property
     def entry(self) -> Analysis:
@@ -33,12 +39,20 @@ class Cell:
         name, split = self.entry.data
         return self.shared.data or name, self.shared.split or split
 
+    @property
+    def models(self) -> list[str]:
+        """Its model, and those that its settings name."""
+        named = [self.settings[option.name] for option in self.entry.own_options() if option.about["loads"]]
+        return [self.model, *(name for value in named for name in ((value,) if isinstance(value, str) else value or ()))]
+
     def request(self) -> dict[str, Any]:
         """What decides the numbers, as JSON holds it: two cells of one request need one run."""
         execution = {option.name for option in options(StudySettings) if option.about["execution"]}
         shared = {name: value for name, value in asdict(self.shared).items() if name not in execution}
         data, split = self.data
-        request = {"analysis": self.analysis, **shared, "data": data, "split": split, **self.settings}
+        units = {model: self.corrections[model].record() for model in self.models if model in self.corrections}
+        files = {"units": units, "classes": dict(self.classes.outputs) if self.classes else None}  # what they say, not where
+        request = {"analysis": self.analysis, **shared, "data": data, "split": split, **files, **self.settings}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in request.items()}
 
 
@@ -46,13 +60,18 @@ def plan(models: Sequence[str], analyses: Mapping[str, Mapping[str, Any]], setti
     """A cell for each model and analysis (name -> settings).
 
     The settings of an analysis may hold ``models``, its own list of them.
-    Errors: UserError for an unknown analysis, or settings that it does not have.
+    Errors: UserError for an unknown analysis, settings that it does not have, or a wrong file of corrections or classes.
     """
-    cells = []
+    cells, corrections = [], corrections_in(settings.units)
+    classes = read_classes(Path(settings.classes)) if settings.classes else None
     for name, values in analyses.items():
         own = {key: value for key, value in values.items() if key != "models"}
         checked = entry(name).checked(own, f"[{name}]")
-        cells += [Cell(model, name, checked, settings) for model in values.get("models", models)]
+        cells += [Cell(model, name, checked, settings, corrections, classes) for model in values.get("models", models)]
+    known = {model for cell in cells for model in cell.models}
+    for model, of_model in corrections.items():
+        if model not in known:
+            raise UserError(f"{of_model.where}: model is {model!r}, which is not measured here{did_you_mean(model, known)}")
     order = list(dict.fromkeys([*models, *(cell.model for cell in cells)]))
     return sorted(cells, key=lambda cell: order.index(cell.model))
 

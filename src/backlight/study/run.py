@@ -25,7 +25,7 @@ from backlight.models.cost import parameters
 from backlight.models.sources.load import is_architecture, load_model
 from backlight.progress import Counted, Show, quiet
 from backlight.records import Damaged
-from backlight.results.provenance import weights_sha256
+from backlight.results.provenance import UNTRAINED, mark_untrained, weights_sha256
 from backlight.results.result import Result
 from backlight.settings import options
 from backlight.shortage import shortage
@@ -33,6 +33,7 @@ from backlight.study.cells import folder_name, not_applicable, store, stored
 from backlight.study.folder import ModelUnits, UnitRow, read_request, store_model, store_request
 from backlight.study.plan import Cell, passes, plan
 from backlight.study.settings import StudySettings
+from backlight.tracing.corrections import attach
 from backlight.tracing.find import units
 from backlight.tracing.tap import spell
 
@@ -187,6 +188,7 @@ class _Loaded:
             self._data[name, split] = load_data(
                 name, model=self.model, split=split, limit=shared.limit, seed=shared.seed,
                 batch_size=shared.batch_size or 32, workers=shared.workers, root=shared.data_root, download=shared.download,
+                classes=cell.classes,
             )  # fmt: skip
         return self._data[name, split]
 
@@ -199,14 +201,18 @@ class _Loaded:
 
 
 def _placed(name: str, cell: Cell) -> Any:
-    """A model on its device, in its type."""
-    return _model(name, cell).to(device=device_named(cell.shared.device), dtype=dtype_named(cell.shared.dtype))
+    """A model on its device, in its type, with its corrections."""
+    model = _model(name, cell)
+    placed = model.to(device=device_named(cell.shared.device), dtype=dtype_named(cell.shared.dtype))
+    if name in cell.corrections:
+        attach(placed, cell.corrections[name])
+    return mark_untrained(placed) if hasattr(model, UNTRAINED) else placed
 
 
 def _model(name: str, cell: Cell) -> Any:
-    """A model; a random one has as many outputs as the data have classes."""
+    """A model; a random one has as many outputs as the data have classes, unless these are given as outputs."""
     shared, classes = cell.shared, None
-    if not shared.pretrained and is_architecture(name):
+    if not shared.pretrained and is_architecture(name) and cell.classes is None:
         data, split = cell.data
         images = open_data(data, split, root=shared.data_root, download=shared.download, limit=None, seed=shared.seed)
         classes = len(images.classes) or None
@@ -271,7 +277,7 @@ def _training_batches(model: Any, cell: Cell) -> Batches:
     changes = {option.name: cell.settings[option.name] for option in options(AugmentationSettings)}
     return draw_batches(
         name, model=model, images=images, batch_size=batch_size, recipe=cell.settings["recipe"], split=split,
-        seed=shared.seed, root=shared.data_root, download=shared.download, **changes,
+        seed=shared.seed, root=shared.data_root, download=shared.download, classes=cell.classes, **changes,
     )  # fmt: skip
 
 

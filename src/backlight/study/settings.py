@@ -16,6 +16,9 @@ class StudySettings(Settings):
     )
     data_root: str | None = setting(None, "Folder of the data sets that are named.", metavar="DIR", execution=True)
     download: bool = setting(False, "Allow downloading the data.", execution=True)
+    classes: str | None = setting(
+        None, "Text or CSV: each class folder, and the number or name of the model's output that it is.", metavar="FILE"
+    )
     split: str | None = setting(None, "train or test; default: test, or what the analysis is about.")
     limit: int | None = setting(None, "Use a stratified subset of this many images.", metavar="N", least=1)
     seed: int = setting(0, "Seed of the subset, of resampling and of random weights.", least=0)
@@ -25,4 +28,7 @@ class StudySettings(Settings):
     workers: int | None = setting(None, "Processes that decode images.", least=0, execution=True)
     resamples: int = setting(1000, "Bootstrap resamples behind each interval.", least=1)
     pretrained: bool = setting(True, "The trained weights, or random ones.")
+    units: tuple[str, ...] = setting(
+        (), "A file that names a model and corrects its units; repeatable.", metavar="FILE", repeat=True
+    )
     at: tuple[str, ...] = setting((), "Read this module instead of units; repeatable.", metavar="MODULE", repeat=True)

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
 from backlight.errors import UserError, did_you_mean
+from backlight.tracing.corrections import Corrections, Key, corrected, corrections_of
 from backlight.tracing.layout import SHAPE
-from backlight.tracing.tap import LETTER, Tap, Unit
+from backlight.tracing.tap import Tap, Unit
 from backlight.tracing.trace import NEUTRAL, SUM, Call, Trace, evaluating, inside, record_calls
 
 #: A rectifier after the sum belongs to the unit (the paper reads ResNets there).  It is idempotent: with the branch at zero, a
@@ -47,58 +48,27 @@ def units(
     images: Tensor,
     *,
     at: Sequence[str] | None = None,
-    kinds: Mapping[int | str, str] | None = None,
-    stages: Mapping[int | str, int] | None = None,
+    kinds: Mapping[Key, str] | None = None,
+    stages: Mapping[Key, int] | None = None,
+    branches: Mapping[Key, Sequence[str]] | None = None,
 ) -> list[Unit]:
     """The residual units of a model in order of depth; or, with ``at``, the modules of these paths as if they were units.
 
     Shapes: images (B, C, H, W); one or two are enough.  A model without residual sums gives an empty list.
     The units hold the layout of the maps for images of this size; find them again for another size.
-    ``kinds`` and ``stages`` correct what was found: index of a unit, or its module -> kind, or stage.  A module stands for
-    every unit that has it.
-    Errors: UserError if a path of ``at`` names no module or one that does not run, or if a correction names no unit or gives
-    no kind or stage.
+    ``kinds``, ``stages`` and ``branches`` correct this list, after what `correct` gave to the model (which is about its
+    residual units, and not about ``at``).
+    Errors: UserError if a path of ``at`` names no module or one that does not run, or if a correction names no unit or module
+    or gives no kind or stage.
     """
+    given = Corrections(kinds or {}, stages or {}, branches or {})
     with evaluating(model):
-        if at is not None:
-            _refuse_unknown(model, at)
+        _refuse_unknown(model, at or ())
         trace = record_calls(model, images)
-    model_units = _named(trace, at) if at is not None else _residual(trace)
-    return _corrected(model_units, kinds or {}, stages or {})
-
-
-def _corrected(model_units: list[Unit], kinds: Mapping[int | str, str], stages: Mapping[int | str, int]) -> list[Unit]:
-    """The units with the kinds and stages that the user gives."""
-    new_kinds, new_stages = _by_index("kinds", model_units, kinds), _by_index("stages", model_units, stages)
-    for kind in new_kinds.values():
-        if kind not in list(LETTER):
-            raise UserError(f"kinds has {kind!r}; a kind is one of {', '.join(LETTER)}{did_you_mean(str(kind), LETTER)}")
-    for stage in new_stages.values():
-        if type(stage) is not int or stage < 0:
-            raise UserError(f"stages has {stage!r}; a stage is a whole number, counted from 0")
-    result = []
-    for unit in model_units:
-        kind = new_kinds.get(unit.index)
-        branches = {"kind": kind, "kinds": (kind,) * len(unit.branch)} if kind and kind != unit.kind else {}
-        result.append(replace(unit, stage=new_stages.get(unit.index, unit.stage), **branches))
-    return result
-
-
-def _by_index(what: str, model_units: list[Unit], corrections: Mapping[int | str, Any]) -> dict[int, Any]:
-    """Corrections by the index of their unit.  An index is more specific than a module, so it counts."""
-    modules = {unit.module: [u.index for u in model_units if u.module == unit.module] for unit in model_units}
-    by_module: dict[int, Any] = {}
-    by_number: dict[int, Any] = {}
-    for key, value in corrections.items():
-        if key in modules:
-            by_module |= dict.fromkeys(modules[str(key)], value)
-        elif type(key) is int and 0 <= key < len(model_units):
-            by_number[key] = value
-        elif isinstance(key, str):
-            raise UserError(f"{what}: the model has no unit of the module {key!r}{did_you_mean(key, modules)}")
-        else:
-            raise UserError(f"{what}: the model has {len(model_units)} units, counted from 0, and no unit {key!r}")
-    return by_module | by_number
+    if at is not None:
+        return corrected(_named(trace, at), given, partial(_output, model, trace))
+    model_units = corrected(_residual(trace), corrections_of(model), partial(_output, model, trace))
+    return corrected(model_units, given, partial(_output, model, trace))
 
 
 @dataclass(frozen=True)
@@ -217,14 +187,21 @@ def _named(trace: Trace, at: Sequence[str]) -> list[Unit]:
     return named
 
 
-def _first_result(trace: Trace, path: str) -> Call:
+def _output(model: nn.Module, trace: Trace, path: str, where: str) -> tuple[Tap, str]:
+    """What a module returned when it first ran, and its kind.  Errors: UserError, after ``where``."""
+    _refuse_unknown(model, [path], where)
+    call = _first_result(trace, path, where)
+    return Tap(path, "output", 0, call.layout), _kind(trace.calls, range(*trace.spans[path, 0]))
+
+
+def _first_result(trace: Trace, path: str, where: str = "at=") -> Call:
     """The call that made what a module returned when it first ran."""
     if (path, 0) not in trace.spans:
-        raise UserError(f"at={path!r}: this module does not run in a forward pass")
+        raise UserError(f"{where}{path!r}: this module does not run in a forward pass")
     for call in trace.calls:
         if (path, 0) in call.returned:
             return call
-    raise UserError(f"at={path!r}: this module returns nothing that depends on the images")
+    raise UserError(f"{where}{path!r}: this module returns nothing that depends on the images")
 
 
 def _stages(streams: Iterable[Call]) -> Iterator[int]:
@@ -411,9 +388,9 @@ def _outputs(trace: Trace, i: int, fork: int) -> tuple[Tap, ...] | None:
     return None
 
 
-def _refuse_unknown(model: nn.Module, at: Sequence[str]) -> None:
+def _refuse_unknown(model: nn.Module, paths: Sequence[str], where: str = "at=") -> None:
     """Errors: UserError for a path that names no module, with a similar one."""
     known = {name for name, _ in inside(model).named_modules() if name}
-    for path in at:
+    for path in paths:
         if path not in known:
-            raise UserError(f"at={path!r}: the model has no module of this name{did_you_mean(path, known)}")
+            raise UserError(f"{where}{path!r}: the model has no module of this name{did_you_mean(path, known)}")

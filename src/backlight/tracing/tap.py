@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from backlight.tracing.kinds import LETTER
 from backlight.tracing.layout import Layout
-
-LETTER = {"attention": "a", "conv": "c", "mlp": "m", "blur": "b", "parallel": "p", "other": "o"}
 
 
 @dataclass(frozen=True)

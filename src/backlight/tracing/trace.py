@@ -127,6 +127,11 @@ def inside(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
+def model_name(model: nn.Module, name: str | None = None) -> str:
+    """The name that a result gives to a model: that which the user gives, or the type of the model, compiled or not."""
+    return name or type(inside(model)).__name__
+
+
 def eager(model: nn.Module) -> AbstractContextManager[Any]:
     """Within the block, what ``torch.compile`` compiled runs without compilation, so hooks neither break nor recompile it."""
     compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())

@@ -21,17 +21,18 @@ from torch import nn
 
 from backlight.analyses.adversarial.attacks import ATTACKS, SCORES, Attack, Goal, random_targets
 from backlight.analyses.adversarial.settings import AdversarialSettings
+from backlight.analyses.chance import Answers
 from backlight.analyses.pixel_scores import logits_of_pixels, refuse_other_size
 from backlight.data.normalisation import normalisation_of
 from backlight.devices import device_of
 from backlight.errors import UserError
-from backlight.inputs import checked_labels, image_batches, refuse_other_classes, tensors, to_model
+from backlight.inputs import checked_labels, image_batches, refuse_no_classifier, tensors, to_model
 from backlight.numerics.bootstrap import Interval, skewed_mean_interval
 from backlight.numerics.proportions import paired_difference_interval, share_interval
 from backlight.results.claim import Claim, Sign, Verdict
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
-from backlight.tracing.trace import evaluating
+from backlight.tracing.trace import evaluating, model_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,14 +56,15 @@ def measure(
     scores: list[np.ndarray] = []  # (1 + epsilons * attacks, 6, B) each: the clean images, then attacks within epsilons
     attackable: list[np.ndarray] = []  # (B,) each: whether an attack can succeed, because the clean answer is not its goal
     without_gradient: list[np.ndarray] = []  # (B,) each
-    images_done, size = 0, (0, 0)
+    images_done, size, answers = 0, (0, 0), Answers()
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         for images, labels in image_batches(data):
             pixels = normalisation.checked_pixels(images.to(device_of(model))).clamp(0, 1)
             clean = next(tensors(model(to_model(images, model))))
+            refuse_no_classifier(model, clean, data)
             clean, labels = checked_labels(clean, labels.to(clean.device, copy=True) if labels is not None else None)
+            answers.add(clean, labels)
             if not scores:
-                refuse_other_classes(clean, data)
                 size = (int(images.shape[-2]), int(images.shape[-1]))
             refuse_other_size(images, size)
             positions = torch.arange(images_done, images_done + len(images), device=pixels.device)
@@ -87,8 +89,9 @@ def measure(
         "attackable": int(summary.attackable.sum()),
         "gradient_masking": summary.masking() | {"suspected": any(claim.verdict == "does not hold" for claim in claims)},
     }
+    facts |= answers.caution(facts)
     correct = np.concatenate([summary.scores[:1, 0], summary.of("accuracy", "pgd")]).astype(np.float32)
-    return Adversarial(name or type(model).__name__, summary.table(), claims, facts, {"per_image/correct": correct})
+    return Adversarial(model_name(model, name), summary.table(), claims, facts, {"per_image/correct": correct})
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
 from backlight.tracing.attention_maps import AttentionCall, attention_calls, reading_attention
 from backlight.tracing.find import units
-from backlight.tracing.trace import evaluating
+from backlight.tracing.trace import evaluating, model_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +116,7 @@ def measure(model: nn.Module, data: Iterable[Any], *, resamples: int, seed: int,
     }
     means = mean_interval(np.stack([values.mean(1) for values in metrics], 1), resamples=resamples, seed=seed)
     return Attention(
-        name or type(model).__name__,
+        model_name(model, name),
         _table(rows, metrics, resamples, seed),
         _claims(rows, metrics, resamples, seed),
         facts,
@@ -128,7 +128,7 @@ def _calls(model: nn.Module, images: Tensor) -> tuple[list[AttentionCall], list[
     """The attention calls, each with the first columns of its rows, and the modules of those that cannot be read."""
     calls, unknown = attention_calls(model, images)
     if not calls:
-        name = type(model).__name__
+        name = model_name(model)
         wrong = f"{name} has no attention between positions of the image"
         if unknown:
             wrong = f"the positions of the tokens in the attention of {name} are not known"

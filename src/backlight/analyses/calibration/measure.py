@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from backlight.analyses.calibration.settings import CalibrationSettings
+from backlight.analyses.chance import Answers
 from backlight.analyses.single_pass import Streams, alone
 from backlight.errors import UserError
-from backlight.inputs import checked_labels, image_batches, refuse_other_classes, tensors, to_model
+from backlight.inputs import checked_labels, image_batches, refuse_no_classifier, tensors, to_model
 from backlight.numerics.bootstrap import skewed_mean_interval, statistic_interval
 from backlight.numerics.calibration import (
     RANGE,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Array = np.ndarray
+ENDS = ("value", "low", "high")
 
 #: What a temperature can change.  The order of the classes stays, and so does the accuracy.
 SCALED_METRICS = ("nll", "brier", "ece", "signed_ece", "adaptive_ece")
@@ -95,7 +97,7 @@ def model_logits(model: nn.Module, data: Iterable[Any]) -> tuple[Tensor, Tensor]
     with evaluating(model), torch.inference_mode():
         for images, labels in image_batches(data):
             logits = next(tensors(model(to_model(images, model))))
-            refuse_other_classes(logits, data)
+            refuse_no_classifier(model, logits, data)
             batches.append(checked_labels(logits.cpu(), labels))
     if not batches:
         raise UserError("no images: the held-out data are empty")
@@ -120,7 +122,10 @@ class Confidence:
 
     def __init__(self, streams: Streams, settings: CalibrationSettings | FixedTemperature) -> None:
         self.bins, self.temperature = settings.bins, settings.temperature
+        self.subset = torch.tensor(streams.subset)
         self.scores: list[Scores] = []
+        self.restricted: list[Scores] = []  # among the classes of the data, where these are some of the model's
+        self.answers = Answers()
         self.logits: list[tuple[Tensor, Tensor]] = []
 
     def read(self, tap: int, maps: Tensor) -> None:
@@ -130,12 +135,44 @@ class Confidence:
         """Store the scores of a batch.  Shapes: (B, K), (B,)."""
         logits, labels = checked_labels(logits, labels)
         self.scores.append(scores(logits, labels))
+        if 1 < len(self.subset) < logits.shape[1]:
+            among = self.subset.to(logits.device)
+            self.restricted.append(scores(logits[:, among], torch.searchsorted(among, labels)))
+        self.answers.add(logits, labels)
         if self.temperature:
             self.logits.append((logits.cpu(), labels.cpu()))
 
     def result(self, model: str, provenance: dict[str, Any], resamples: int, seed: int) -> Calibration:
         """All metrics with their intervals, and the reliability diagram."""
-        per_image = Scores(*(np.concatenate(column) for column in zip(*self.scores, strict=True)))
+        per_image = joined(self.scores)
+        table = self._rows(per_image, resamples, seed)
+        correct = (per_image.prediction == per_image.label).astype(np.float64)
+        arrays = {
+            "reliability": self._diagram(per_image, resamples, seed),
+            "per_image/correct": correct.astype(np.float32),
+        }
+        signed = next(row for row in table if row["metric"] == "signed_ece")
+        claim = Claim.of_sign(
+            "negative",
+            [signed[end] for end in ENDS],
+            id="calibration/under-confident",
+            count=len(correct),
+            statement="The model is under-confident, as models trained with strong augmentation are.",
+            source="Figure F.1",
+            quantity="signed ECE, confidence minus accuracy",
+        )
+        if self.restricted:
+            rows = self._rows(joined(self.restricted), resamples, seed)
+            table += [row | {"metric": f"{row['metric']}_restricted"} for row in rows]
+        provenance = provenance | self.answers.caution(provenance)
+        if self.temperature:
+            temperature, rows, arrays["reliability_scaled"] = self._scaled(resamples, seed)
+            table += rows
+            provenance = provenance | {"temperature": asdict(temperature)}
+        return Calibration(model, table, [claim], provenance, arrays)
+
+    def _rows(self, per_image: Scores, resamples: int, seed: int) -> list[Row]:
+        """Every metric of these images with its interval."""
         images = len(per_image.label)
 
         def metrics(weights: Array) -> Array:
@@ -149,32 +186,13 @@ class Confidence:
             _, low, high = skewed_mean_interval(samples, resamples=resamples, seed=seed)
             least, most = RANGE[metric]
             intervals.low[names.index(metric)], intervals.high[names.index(metric)] = np.clip([low, high], least, most)
-        table = [
+        table: list[Row] = [
             {"metric": metric, "value": float(value), "low": float(low), "high": float(high)}
             for metric, value, low, high in zip(names, *intervals, strict=True)
         ]
         correct = (per_image.prediction == per_image.label).astype(np.float64)
         debiased = debiased_ece(per_image.confidence, correct, self.bins, resamples, seed)
-        table.append({"metric": "ece_debiased"} | dict(zip(("value", "low", "high"), map(float, debiased), strict=True)))
-        arrays = {
-            "reliability": self._diagram(per_image, resamples, seed),
-            "per_image/correct": correct.astype(np.float32),
-        }
-        signed = names.index("signed_ece")
-        claim = Claim.of_sign(
-            "negative",
-            [ends[signed] for ends in intervals],
-            id="calibration/under-confident",
-            count=images,
-            statement="The model is under-confident, as models trained with strong augmentation are.",
-            source="Figure F.1",
-            quantity="signed ECE, confidence minus accuracy",
-        )
-        if self.temperature:
-            temperature, rows, arrays["reliability_scaled"] = self._scaled(resamples, seed)
-            table += rows
-            provenance = provenance | {"temperature": asdict(temperature)}
-        return Calibration(model, table, [claim], provenance, arrays)
+        return [*table, {"metric": "ece_debiased"} | dict(zip(ENDS, map(float, debiased), strict=True))]
 
     def _scaled(self, resamples: int, seed: int) -> tuple[Temperature, list[Row], Array]:
         """The temperature, the metrics without and with it on images that it was not fitted on, and their diagram."""
@@ -222,6 +240,11 @@ class Confidence:
                 proportion_interval(k, n)[1:] for k, n in ((right, inside), (inside, np.full_like(inside, images)))
             )
         return intervals
+
+
+def joined(batches: Iterable[Scores]) -> Scores:
+    """The scores of all batches."""
+    return Scores(*(np.concatenate(column) for column in zip(*batches, strict=True)))
 
 
 def _ranges(metrics: Iterable[str]) -> tuple[Array, Array]:

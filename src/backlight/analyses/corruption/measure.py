@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import nn
 
+from backlight.analyses.chance import Answers
 from backlight.analyses.corruption.corrupted_images import (
     CLEAN,
     Condition,
@@ -31,13 +32,13 @@ from backlight.analyses.corruption.settings import CorruptionSettings
 from backlight.data.corruption_names import COMMON, FAMILIES, SEVERITIES
 from backlight.data.normalisation import normalisation_of
 from backlight.errors import UserError
-from backlight.inputs import checked_labels, refuse_other_classes, tensors, to_model
+from backlight.inputs import checked_labels, refuse_no_classifier, tensors, to_model
 from backlight.numerics.bootstrap import Interval, statistic_interval
 from backlight.numerics.calibration import scores
 from backlight.numerics.proportions import ratio_interval, score_intervals, share_interval
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
-from backlight.tracing.trace import evaluating
+from backlight.tracing.trace import evaluating, model_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,13 +83,17 @@ def measure(
     source: Source = OfficialCorruptions.of(settings, data) if official else GeneratedCorruptions.of(settings, seed)
     conditions = [CLEAN, *((corruption, s) for corruption in settings.corruptions for s in settings.severities)]
     batch_scores: dict[Condition, list[NDArray[np.float64]]] = {condition: [] for condition in conditions}  # (3, B) each
+    answers = Answers()
     with evaluating(model), torch.inference_mode():
         for condition, batch, images in corrupted_batches(data, conditions, source, normalisation):
             logits = next(tensors(model(to_model(images, model))))
             if not batch_scores[CLEAN]:
-                refuse_other_classes(logits, data)
+                refuse_no_classifier(model, logits, data)
             labels = batch.labels.to(logits.device) if batch.labels is not None else None
-            s = scores(*checked_labels(logits, labels))
+            checked = checked_labels(logits, labels)
+            if condition == CLEAN:
+                answers.add(*checked)
+            s = scores(*checked)
             batch_scores[condition].append(np.stack([s.prediction == s.label, s.nll, s.confidence]))
     if not batch_scores[CLEAN]:
         raise UserError("no images: the data are empty")
@@ -101,9 +106,10 @@ def measure(
         "mce": reason,
         "summary": {key: [table[-1][f"{key}{end}"] for end in ("", "_low", "_high")] for key in ("accuracy", *RATIOS)},
     }
+    facts |= answers.caution(facts)
     correct = np.stack([image_scores[0, 0], image_scores[1:, 0].mean(0)]).astype(np.float32)
     arrays: dict[str, np.ndarray] = {"reliability": reliability, "per_image/correct": correct}
-    return Corruption(name or type(model).__name__, table, [], facts, arrays)
+    return Corruption(model_name(model, name), table, [], facts, arrays)
 
 
 def reference_of(data: Any, settings: CorruptionSettings) -> tuple[str | None, str]:

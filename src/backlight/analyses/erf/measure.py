@@ -35,7 +35,7 @@ from backlight.results.claim import Claim
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
 from backlight.tracing.tap import Tap
-from backlight.tracing.trace import evaluating
+from backlight.tracing.trace import evaluating, model_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,7 +105,7 @@ def measure(
         "gradients_not_finite": {str(unit["unit"]): field.not_finite for unit, field in fields if field.not_finite},
     }
     arrays = {"fields": np.stack([_stored(field.sum) for _, field in fields])}
-    return Erf(name or type(model).__name__, table, claims, facts, arrays)
+    return Erf(model_name(model, name), table, claims, facts, arrays)
 
 
 def _read(model: nn.Module, data: Iterable[Any], at: Sequence[str] | None) -> tuple[Streams, dict[int, Field], int]:

@@ -35,6 +35,7 @@ from backlight.results.claim import Claim, Verdict
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row
 from backlight.tracing.find import units
+from backlight.tracing.trace import model_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,7 +109,7 @@ def measure(
     densities = {side: density(eigenvalues["all"], side, resamples, seed) for side in ("negative", "positive")}
     arrays = {side: points for side, points in densities.items() if len(points)}
     claims = [negative_claim(summary["all"]["nep"], settings.top, len(spectra))]
-    return HessianSpectrum(name or type(model).__name__, table, claims, facts, arrays)
+    return HessianSpectrum(model_name(model, name), table, claims, facts, arrays)
 
 
 # --- summaries of the eigenvalues

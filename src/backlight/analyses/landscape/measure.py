@@ -48,7 +48,7 @@ from backlight.numerics.surface_shape import second_differences
 from backlight.progress import clock
 from backlight.results.provenance import provenance
 from backlight.results.result import Row, columns
-from backlight.tracing.trace import plain_attention
+from backlight.tracing.trace import model_name, plain_attention
 
 Array = NDArray[np.float64]
 Arrays = dict[str, np.ndarray]
@@ -107,7 +107,7 @@ def measure(
         facts["agreement"] = _agreement(rows, settings)
     tested = [] if missing else claims(nll, curvature, settings, image_count(fixed))
     arrays = plane.arrays if missing else plane.arrays | {"per_image/rise": _rise(points, settings).astype(np.float32)}
-    return Landscape(name or type(model).__name__, table, tested, facts, arrays)
+    return Landscape(model_name(model, name), table, tested, facts, arrays)
 
 
 def first_coordinates(settings: LandscapeSettings) -> Array:

@@ -28,7 +28,9 @@ def lesion(
     data: Iterable[Any],
     *,
     replace: str = "zero",
+    by: str = "accuracy",
     heads: bool = False,
+    branches: bool = False,
     pairs: int = 0,
     resamples: int = 1000,
     seed: int = 0,
@@ -36,11 +38,13 @@ def lesion(
 ) -> Lesion:
     """Accuracy and NLL without each unit, and the change from the intact model with a paired 95% interval over images.
 
+    ``by="similarity"`` needs no labels: 1 minus the cosine between the outputs without the unit and those of the intact model.
     Pairs are drawn at random if there are more.  The images are read once (with ``replace="mean"`` twice); each batch runs
     once intact and once for each lesion.  Units that cannot be removed are left out and named in the provenance.
-    Errors: UserError if the model has no residual units that can be removed, or the data no labels.
+    Errors: UserError if the model has no residual units that can be removed, or the data no labels; NotApplicable if
+    the outputs are no class scores.
     """
     from backlight.analyses.lesion.measure import measure
 
-    settings = LesionSettings(replace=replace, heads=heads, pairs=pairs)
+    settings = LesionSettings(replace=replace, by=by, heads=heads, branches=branches, pairs=pairs)
     return measure(model, data, settings, resamples=resamples, seed=seed, name=name)

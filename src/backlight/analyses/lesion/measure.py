@@ -22,10 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backlight.analyses.chance import Answers
+from backlight.analyses.lesion.distance import distances, rows_of
 from backlight.analyses.lesion.settings import LesionSettings
 from backlight.analyses.single_pass import described
 from backlight.errors import NotApplicable, UserError
-from backlight.inputs import checked_labels, image_batches, refuse_other_classes, tensors, to_model
+from backlight.inputs import checked_labels, image_batches, refuse_no_classifier, tensors, to_model
 from backlight.numerics.bootstrap import Interval
 from backlight.numerics.calibration import scores
 from backlight.numerics.proportions import paired_difference_interval, score_intervals
@@ -36,7 +38,7 @@ from backlight.tracing.attention_maps import AttentionCall, attention_calls, wit
 from backlight.tracing.find import units
 from backlight.tracing.hooks import reading, without
 from backlight.tracing.tap import Unit
-from backlight.tracing.trace import evaluating
+from backlight.tracing.trace import evaluating, model_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 SCORES = ("accuracy", "nll")
 #: The groups of units in the summary by position.
 GROUPS = ("all", "attention", "others")
+#: A parallel unit is attention and something else, so it is in "all" only.
+GROUP_OF = {"attention": "attention", "parallel": "all"}
 
 #: What replaces the branch of a unit: (index of a tap in ``unit.branch``, its output) -> the same shape.
 Replacement = Callable[[Unit], Callable[[int, Tensor], Tensor]]
@@ -61,34 +65,43 @@ def measure(
     left_out: list[str] = []
     means: dict[tuple[int, int], Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
-    batch_scores: list[np.ndarray] = []  # (lesions + 1, 2, B) each, the intact model first
+    answers, scorer = Answers(), _distances if settings.by == "similarity" else _scores
+    batch_scores: list[np.ndarray] = []  # (lesions + 1, 2 scores or 1 distance, B) each, the intact model first
     batches = image_batches(data)
     with evaluating(model), torch.inference_mode():
         for images, labels in _at_least_two(batches) if settings.replace == "resampled" else batches:
             images = to_model(images, model)
             if not batch_scores:
-                refuse_other_classes(next(tensors(model(images[:1]))), data)
+                if settings.by == "accuracy":
+                    refuse_no_classifier(model, next(tensors(model(images[:1]))), data)
                 silenced, left_out = removable(model, images[:2], by_image=settings.replace != "zero")
                 lesions = _lesions(model, images[:2], silenced, settings, seed)
                 means = _means(model, data, silenced) if settings.replace == "mean" else {}
             replacement = _replacement(settings.replace, len(images), means, generator)
-            rows = [_scores(model, images, labels)]
+            intact = next(tensors(model(images)))
+            if settings.by == "accuracy":
+                answers.add(*checked_labels(intact, labels.to(intact.device) if labels is not None else None))
+            rows = [scorer(intact, labels, intact)]
             for lesion in lesions:
                 with lesion.applied(model, replacement):
-                    rows.append(_scores(model, images, labels))
+                    rows.append(scorer(next(tensors(model(images))), labels, intact))
             batch_scores.append(np.stack(rows))
     if not batch_scores:
         raise UserError("no images: the data are empty")
-    image_scores = np.concatenate(batch_scores, axis=2)  # (lesions + 1, 2, n)
-    single = [lesion.units[0] for lesion in lesions if lesion.row["lesion"] == "unit"]
-    table, intact = _table(lesions, image_scores, resamples, seed)
+    image_scores = np.concatenate(batch_scores, axis=2)
     facts = provenance(model, data, images=image_scores.shape[2], resamples=resamples, seed=seed, **asdict(settings)) | {
         "seconds": round(time.perf_counter() - started, 3),
         "left_out": left_out,
-        "whole": intact,
-        "by_position": _by_position(single, image_scores, resamples, seed),
     }
-    return Lesion(name or type(model).__name__, table, _claims(single, image_scores[1 : len(single) + 1, 0]), facts)
+    name = model_name(model, name)
+    if settings.by == "similarity":
+        table = rows_of([_intact_row(lesions), *(lesion.row for lesion in lesions)], image_scores[:, 0], resamples, seed)
+        return Lesion(name, table, [], facts)
+    facts |= answers.caution(facts)
+    single = [lesion.units[0] for lesion in lesions if lesion.row["lesion"] == "unit"]
+    table, whole = _table(lesions, image_scores, resamples, seed)
+    facts |= {"whole": whole, "by_position": _by_position(single, image_scores, resamples, seed)}
+    return Lesion(name, table, _claims(single, image_scores[1 : len(single) + 1, 0]), facts)
 
 
 def removable(model: nn.Module, images: Tensor, *, by_image: bool = False) -> tuple[list[Unit], list[str]]:
@@ -96,7 +109,7 @@ def removable(model: nn.Module, images: Tensor, *, by_image: bool = False) -> tu
 
     ``by_image``: only units whose branch can be split by image, along its first axis.
     """
-    name = type(model).__name__
+    name = model_name(model)
     all_units = units(model, images)
     if not all_units:
         raise NotApplicable(f"{name} has no residual units, so it has no unit to silence")
@@ -138,10 +151,12 @@ def _lesions(
     """The lesion of each unit, then of each head, then of pairs of units, as the settings say."""
     more: Row = ({"head": -1} if settings.heads else {}) | ({"other_unit": -1} if settings.pairs else {})
     lesions = [_OneLesion(_row(unit) | more, (unit,)) for unit in silenced]
+    if settings.branches:
+        lesions += _branches(model, silenced, more)
     if settings.heads:
         calls, _ = attention_calls(model, images)
         if not calls:
-            raise UserError(f"{type(model).__name__} has no attention whose heads can be silenced; leave out heads")
+            raise UserError(f"{model_name(model)} has no attention whose heads can be silenced; leave out heads")
         for call in calls:
             unit = call.unit(silenced)
             if unit is not None:
@@ -154,6 +169,14 @@ def _lesions(
             row = _row(silenced[i], "pair") | more | {"other_unit": silenced[j].index}
             lesions.append(_OneLesion(row, (silenced[i], silenced[j]), parts=(i, j)))
     return lesions
+
+
+def _branches(model: nn.Module, silenced: Sequence[Unit], more: Row) -> list[_OneLesion]:
+    """The lesion of each kind of branch of each parallel unit.  Errors: UserError if there is no parallel unit."""
+    parts = [unit.only(kind) for unit in silenced if unit.kind == "parallel" for kind in dict.fromkeys(unit.kinds)]
+    if not parts:
+        raise UserError(f"{model_name(model)} has no unit with branches of different kinds; leave out branches")
+    return [_OneLesion(_row(part, "branch") | more, (part,)) for part in parts]
 
 
 def _row(unit: Unit, lesion: str = "unit") -> Row:
@@ -226,18 +249,27 @@ def _at_least_two(batches: Iterator[tuple[Tensor, Tensor | None]]) -> Iterator[t
 # --- the numbers
 
 
-def _scores(model: nn.Module, images: Tensor, labels: Tensor | None) -> np.ndarray:
-    """Correct (0 or 1) and NLL of each image.  Shapes: (B, C, H, W), (B,) -> (2, B)."""
-    logits = next(tensors(model(images)))
+def _scores(logits: Tensor, labels: Tensor | None, _: Tensor) -> np.ndarray:
+    """Correct (0 or 1) and NLL of each image.  Shapes: (B, K), (B,) -> (2, B)."""
     s = scores(*checked_labels(logits, labels.to(logits.device) if labels is not None else None))
     return np.stack([s.prediction == s.label, s.nll])
+
+
+def _distances(outputs: Tensor, _: Tensor | None, intact: Tensor) -> np.ndarray:
+    """How far the output of each image moves.  Shapes: (B, ...) twice -> (1, B)."""
+    return distances(outputs.flatten(1), intact.flatten(1))[None]
+
+
+def _intact_row(lesions: Sequence[_OneLesion]) -> Row:
+    """The first columns of the intact model's row."""
+    return {key: {"module": "", "lesion": "whole", "kind": "whole", "stage": 0}.get(key, -1) for key in lesions[0].row}
 
 
 def _table(
     lesions: Sequence[_OneLesion], image_scores: np.ndarray, resamples: int, seed: int
 ) -> tuple[list[Row], dict[str, list[float]]]:
     """One row per lesion, the intact model first, and the intact model's scores.  Shapes: image_scores (lesions + 1, 2, n)."""
-    intact = {key: {"module": "", "lesion": "whole", "kind": "whole", "stage": 0}.get(key, -1) for key in lesions[0].row}
+    intact = _intact_row(lesions)
     table: list[Row] = [intact, *(lesion.row for lesion in lesions)]
     own = score_intervals(image_scores, resamples=resamples, seed=seed)
     paired = score_intervals(image_scores, image_scores[:1], resamples=resamples, seed=seed)
@@ -273,7 +305,7 @@ def _by_position(silenced: Sequence[Unit], image_scores: np.ndarray, resamples: 
     for position, kinds in itertools.product(("first", "middle", "last"), GROUPS):
         selected = [
             i for i, unit in enumerate(silenced, start=1)
-            if positions.get(i - 1) == position and kinds in ("all", "attention" if unit.kind == "attention" else "others")
+            if positions.get(i - 1) == position and kinds in ("all", GROUP_OF.get(unit.kind, "others"))
         ]  # fmt: skip
         if selected:
             mean = image_scores[selected].mean(0, keepdims=True)
@@ -303,7 +335,7 @@ def _claims(silenced: Sequence[Unit], correct: np.ndarray) -> list[Claim]:
     def end_of(stage: list[tuple[int, Unit]]) -> list[tuple[int, int]]:
         """The last attention and the last unit of another kind, if the stage has both."""
         attentions = [i for i, unit in stage if unit.kind == "attention"]
-        others = [i for i, unit in stage if unit.kind != "attention"]
+        others = [i for i, unit in stage if unit.kind not in GROUP_OF]
         return [(attentions[-1], others[-1])] if attentions and others else []
 
     claim(
@@ -325,9 +357,11 @@ def _claims(silenced: Sequence[Unit], correct: np.ndarray) -> list[Claim]:
 class Lesion(Result):
     """One row per lesion: accuracy and NLL with it, and the change from the intact model, which is the row of ``unit`` -1.
 
-    ``lesion`` is what is silent: a "unit", a "head" of its attention, or a "pair" of units.  The ``_interaction`` of a pair is
-    its change minus the changes of the two single lesions.  Accuracies are fractions, NLL in nats; a change is the value
-    without the unit minus that of the intact model.  ``provenance["by_position"]``: the mean change by position in the stage.
+    ``lesion`` is what is silent: a "unit", a "branch" of a parallel unit, a "head" of its attention, or a "pair" of units.  The
+    ``_interaction`` of a pair is its change minus the changes of the two single lesions.  Accuracies are fractions, NLL in
+    nats; a change is the value without the unit minus that of the intact model.  ``provenance["by_position"]``: the mean
+    change by position in the stage.  With ``by="similarity"`` there is ``distance`` instead: 1 minus the cosine between the
+    outputs with the lesion and without.
     """
 
     analysis: ClassVar[str] = "lesion"
@@ -344,6 +378,10 @@ class Lesion(Result):
             return
         from backlight.results import figures as drawing
 
+        if "distance" in self.table[0]:
+            drawing.bars(ax, self.singles(), "distance")
+            ax.set_ylabel("1 - cosine of the outputs\nwith and without the unit")
+            return
         drawing.bars(ax, self.singles(), "accuracy_change", scale=100)
         ax.set_ylabel("Change in accuracy\nwithout the unit (points)")
 

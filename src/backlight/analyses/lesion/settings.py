@@ -16,10 +16,18 @@ class LesionSettings(Settings):
         "zero", "What replaces a branch: zero, its mean over the images, or the branch of another image.",
         choices=("zero", "mean", "resampled"),
     )  # fmt: skip
+    by: str = setting(
+        "accuracy", "What is measured: accuracy and NLL, or without labels how far the output embedding moves.",
+        choices=("accuracy", "similarity"),
+    )  # fmt: skip
     heads: bool = setting(False, "Silence single heads too.")
+    branches: bool = setting(False, "Silence the branches of parallel units one at a time too.")
     pairs: int = setting(0, "Silence this many pairs of units too.", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.heads and self.replace != "zero":
-            raise UserError(f"heads needs replace='zero', and replace is {self.replace!r}; leave out heads or replace")
+        for name in ("heads", "branches"):
+            if getattr(self, name) and self.replace != "zero":
+                raise UserError(f"{name} needs replace='zero', and replace is {self.replace!r}; leave out {name} or replace")
+        if self.pairs and self.by == "similarity":
+            raise UserError("pairs needs by='accuracy', because distances do not add up; leave out pairs or by")

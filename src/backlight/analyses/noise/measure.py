@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backlight.analyses.chance import Answers
 from backlight.analyses.noise.settings import NoiseSettings, middle_severity
 from backlight.analyses.pixel_scores import image_scores, logits_of_pixels, refuse_other_size
 from backlight.data.normalisation import normalisation_of
 from backlight.devices import device_of
 from backlight.errors import UserError
-from backlight.inputs import checked_labels, image_batches, refuse_other_classes, tensors, to_model
+from backlight.inputs import checked_labels, image_batches, refuse_no_classifier, tensors, to_model
 from backlight.numerics.bootstrap import Interval
 from backlight.numerics.frequency_bands import band, bins, of_spectrum, root_mean_square, signs, wave
 from backlight.numerics.proportions import score_intervals, share_interval
@@ -31,7 +32,7 @@ from backlight.results.claim import Claim, Sign
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
 from backlight.tracing.find import units
-from backlight.tracing.trace import evaluating
+from backlight.tracing.trace import evaluating, model_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,14 +66,15 @@ def measure(
     logits_of = logits_of_pixels(model, normalisation)
     batch_scores: list[np.ndarray] = []  # (1 + bands * severities, 3, B) each: the clean images, then severities within bands
     batch_errors: list[np.ndarray] = []  # (N * N // 2 + 1, B) each: whether the answer under each wave is wrong
-    images_done = 0
+    images_done, answers = 0, Answers()
     with evaluating(model), torch.inference_mode():
         for images, labels in image_batches(data):
             pixels = normalisation.checked_pixels(images.to(device_of(model)))
             clean = next(tensors(model(to_model(images, model))))
+            refuse_no_classifier(model, clean, data)
             clean, labels = checked_labels(clean, labels.to(clean.device) if labels is not None else None)
+            answers.add(clean, labels)
             if not batch_scores:
-                refuse_other_classes(clean, data)
                 kinds = {unit.kind for unit in units(model, to_model(images[:2], model))}
                 noises = ImageNoise(settings, (int(images.shape[-2]), int(images.shape[-1])), pixels.device, seed)
             refuse_other_size(images, noises.size)
@@ -97,9 +99,10 @@ def measure(
         "kinds": sorted(kinds),
         "high_less_low": {score: [float(x) for x in interval] for score, interval in contrast.items()},
     }
+    facts |= answers.caution(facts)
     arrays = {"per_image/correct": _correct(settings, all_scores)}
     arrays |= _heat_map(noises, batch_errors) if settings.basis else {}
-    return Noise(name or type(model).__name__, table, _claims(kinds, contrast, images_done), facts, arrays)
+    return Noise(model_name(model, name), table, _claims(kinds, contrast, images_done), facts, arrays)
 
 
 class ImageNoise:

@@ -20,11 +20,11 @@ from torch import nn
 from backlight.data.cue_conflict import OUTLINES, SPLITS, outlines, textures
 from backlight.data.sampling import stratified
 from backlight.errors import UserError
-from backlight.inputs import image_batches, refuse_other_classes, tensors, to_model
+from backlight.inputs import image_batches, refuse_no_classifier, tensors, to_model
 from backlight.numerics.proportions import ratio_interval
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
-from backlight.tracing.trace import evaluating
+from backlight.tracing.trace import evaluating, model_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,12 +45,12 @@ def measure(
     with evaluating(model), torch.inference_mode():
         for images, _ in image_batches(data):
             logits = next(tensors(model(to_model(images, model))))
-            refuse_other_classes(logits, data)
+            refuse_no_classifier(model, logits, data)
             batch_answers.append(logits.argmax(1).cpu().numpy())
     answers = np.concatenate(batch_answers)
     table = bias_table(answers, outlines("conflict", rows), textures("conflict", rows))
     facts = provenance(model, data, images=len(answers), resamples=resamples, seed=seed)
-    return ShapeBias(name or type(model).__name__, table, [], facts | {"seconds": round(time.perf_counter() - started, 3)})
+    return ShapeBias(model_name(model, name), table, [], facts | {"seconds": round(time.perf_counter() - started, 3)})
 
 
 def bias_table(answers: NDArray[np.int64], outline: NDArray[np.int64], texture: NDArray[np.int64]) -> list[Row]:

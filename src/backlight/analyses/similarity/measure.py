@@ -35,7 +35,7 @@ from backlight.results.result import Result, Row, columns
 from backlight.tracing.hooks import reading
 from backlight.tracing.layout import grid
 from backlight.tracing.tap import Tap
-from backlight.tracing.trace import evaluating
+from backlight.tracing.trace import evaluating, model_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,7 +117,7 @@ def measure(
             "at": list(other_at) if other_at else None,
         }
     units, *others = ([row for row, _ in taps] for taps in readable)
-    return _result(name or type(model).__name__, units, others[0] if others else None, dependence, facts)
+    return _result(model_name(model, name), units, others[0] if others else None, dependence, facts)
 
 
 class Grams:
@@ -192,7 +192,7 @@ def _readable(model: nn.Module, streams: Streams, branch: bool) -> tuple[list[tu
         return [(row, streams.taps[after]) for row, _, after in streams.rows()], unreadable(streams)
     units = [unit for unit in streams.units if len(unit.branch) == 1 and unit.branch[0].layout]
     if not units:
-        raise UserError(f"no unit of {type(model).__name__} returns what it adds as a map; compare streams, without branch")
+        raise UserError(f"no unit of {model_name(model)} returns what it adds as a map; compare streams, without branch")
     return [(described(unit), unit.branch[0]) for unit in units], [str(unit) for unit in streams.units if unit not in units]
 
 

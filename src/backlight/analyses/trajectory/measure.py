@@ -40,7 +40,7 @@ from backlight.numerics.proportions import share_interval
 from backlight.results.claim import Claim
 from backlight.results.provenance import provenance, sha256
 from backlight.results.result import Result, Row, columns
-from backlight.tracing.trace import plain_attention
+from backlight.tracing.trace import model_name, plain_attention
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,7 +100,7 @@ def measure(
         "switched_off": "dropout and drop path",
         "seconds": round(time.perf_counter() - started, 3),
     }
-    return Trajectory(name or type(model).__name__, table, [_claim(scores, resamples, seed)], facts, arrays)
+    return Trajectory(model_name(model, name), table, [_claim(scores, resamples, seed)], facts, arrays)
 
 
 def _scores(

@@ -33,6 +33,7 @@ from backlight.models.sources.saved import bundled_names, describe, load_weights
 from backlight.models.sources.spec import ModelSpec, parse, reporting_bad_arguments
 from backlight.models.sources.torchvision import from_torchvision, torchvision_names
 from backlight.models.surgery.hybridize import with_surgery
+from backlight.results.provenance import mark_untrained
 
 __all__ = ["costs", "list_names", "load_model", "save_model"]
 
@@ -58,7 +59,9 @@ def load_model(spec: str, *, pretrained: bool = True, num_classes: int | None = 
         raise UserError(f"pretrained is not an argument of {parts}; {RANDOM}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return built(replace(parts, arguments=arguments), pretrained=pretrained, num_classes=outputs).eval()
+        model = built(replace(parts, arguments=arguments), pretrained=pretrained, num_classes=outputs).eval()
+    factory = not parts.source and not is_model(parts.name) and ":" in parts.name  # which decides on its own weights
+    return model if pretrained or factory else mark_untrained(model)
 
 
 def is_architecture(spec: str) -> bool:

@@ -36,6 +36,8 @@ METRICS = {
     "ece_scaled": ("ECE after scaling", "%; on the same images", 100),
     "ece_scaled_change": ("Change of ECE", "points; after minus before", 100),
 }
+#: The end of the names of metrics among the outputs that are classes of the data.
+RESTRICTED = "_restricted"
 #: Metrics that the table on the page omits.
 OMITTED = {f"{m}_{when}" for m in ("brier", "signed_ece", "adaptive_ece") for when in ("unscaled", "scaled", "scaled_change")}
 
@@ -57,9 +59,16 @@ def metrics(results: Results) -> Metrics:
     """Every metric, one column per model."""
     measured = {row["metric"] for result in results if result is not None for row in result.table} - OMITTED
     names = [name for name in [*METRICS, *sorted(measured - set(METRICS))] if name in measured]
-    shown = {name: METRICS.get(name, (name, "", 1)) for name in names}
+    shown = {name: _described(name) for name in names}
     rows = [(title, text, [_cell(r, name, scale) for r in results]) for name, (title, text, scale) in shown.items()]
     return Metrics("Metrics with 95% intervals over images", rows)
+
+
+def _described(name: str) -> tuple[str, str, float]:
+    """The name, the unit and definition, and the factor of a metric."""
+    metric = name.removesuffix(RESTRICTED)
+    title, text, scale = METRICS.get(metric, (metric, "", 1))
+    return (title, text, scale) if metric == name else (f"{title}, restricted", f"{text}; among the data's classes alone", scale)
 
 
 def _metric(result: Result, name: str) -> Row:

@@ -10,7 +10,11 @@ BARS = "One small chart per model, on one vertical axis; one bar per unit, with 
 
 
 def figures(results: Results) -> list[list[Chart]]:
-    """Change in accuracy for each unit, and in NLL in a second tab."""
+    """Change in accuracy for each unit, in NLL in a second tab; or the distances of the label-free form."""
+    if all("distance" in r.table[0] for r in results if r is not None):
+        alt = f"{BARS}1 minus the cosine of the outputs with and without the unit."
+        return [[Chart("bars", "lesion/units", "1 - cosine of the outputs with and without the unit", alt, y="distance")]]
+    results = [r if r is not None and "accuracy_change" in r.table[0] else None for r in results]
     accuracy = Chart(
         "bars", "lesion/units", "Change in accuracy without the unit (percentage points)", BARS + _lowest_changes(results),
         y="accuracy_change", scale=100, tab="Accuracy", subtitles=[_intact(r, "accuracy", 100, "%") for r in results],
@@ -100,10 +104,7 @@ SECTION = Section(
         "The letters under the bars are the units in order (a attention, c convolution, m MLP), dotted lines separate "
         "stages, and if an interval contains zero these images do not show whether the unit is needed."
     ),
-    needs=(
-        "unit", "kind", "stage", "module", "accuracy_change", "accuracy_change_low", "accuracy_change_high",
-        "nll_change", "nll_change_low", "nll_change_high",
-    ),
+    needs=("unit", "kind", "stage", "module"),
     figures=figures,
     metrics=metrics,
     derived={"lesion/units": singles},
