@@ -20,7 +20,8 @@ from torch import nn
 from backlight.analyses.calibration import calibration
 from backlight.analyses.corruption import corruption
 from backlight.analyses.corruption.corrupted_images import computed_ahead
-from backlight.analyses.corruption.measure import ALEXNET
+from backlight.analyses.corruption.measure import ALEXNET, reference_of
+from backlight.analyses.corruption.settings import CorruptionSettings
 from backlight.cli import doctor
 from backlight.data.corruption_names import COMMON, EXTRA, NAMES, SEVERITIES
 from backlight.data.corruption_strengths import STRENGTHS
@@ -450,10 +451,25 @@ def test_no_mce_without_a_reference(settings, name, message):
 def test_no_mce_of_some_corruptions_only():
     pixels, labels = dark_and_bright(4, 8)
     data = Data(pixels, labels, 4, name="cifar10", classes=range(10))
-    rows = by_condition(corruption(Brightness(10), data, corruptions=["contrast", "saturate"], resamples=5))
+    result = corruption(Brightness(10), data, corruptions=["contrast", "saturate"], resamples=5)
+    rows = by_condition(result)
+    sentence = "no mCE: means are over 2 corruptions, without 14 of ImageNet-C's, and not comparable with a published mCE"
+    assert sentence in result.provenance["mce"]
     assert np.isfinite(rows["contrast", None]["ce_paper"])
     assert np.isnan(rows["saturate", None]["ce_paper"])
     assert np.isnan(rows["mean", None]["ce_paper"])
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_fourteen_corruptions_are_not_comparable_with_an_mce_over_fifteen(monkeypatch, installed):
+    data = Data(*dark_and_bright(4, 8), 4, name="cifar10", classes=range(10))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    settings = CorruptionSettings()
+    assert len(settings.corruptions) == (15 if installed else 14)
+    _, sentence = reference_of(data, settings)
+    said = "means are over 14 corruptions, without frost, and not comparable with a published mCE, which is over 15"
+    assert (said in sentence) is not installed
+    assert ("other 14 corruptions, and not comparable with a published mCE" in settings.left_out) is not installed
 
 
 # --- the official folders

@@ -35,6 +35,7 @@ class Brightness(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([3.0, -1.0, 2.5, 9.0, 0.5]))
         cfg = {"input_size": (3, 8, 8), "mean": (0.0,) * 3, "std": (1.0,) * 3, "crop_pct": 1.0, "interpolation": "bilinear"}
+        cfg["crop_mode"] = "center"
         self.pretrained_cfg = cfg | {"num_classes": 5} | ({"label_names": names} if names else {})
 
     def forward(self, images):
@@ -124,7 +125,7 @@ def test_scores_are_over_all_outputs_and_restricted_to_the_classes_of_the_data(i
     plain = [name for name in rows if not name.endswith("_restricted")]
     assert {f"{name}_restricted" for name in plain} == set(rows) - set(plain)
     shown = {title: text for title, text, _ in shown_metrics([result]).rows}
-    assert shown["Accuracy, restricted"] == "%; among the data's classes alone"
+    assert shown["Accuracy, restricted"] == "%; among the data's classes"
 
 
 def test_there_is_nothing_to_restrict_where_the_data_have_all_classes() -> None:

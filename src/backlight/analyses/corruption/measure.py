@@ -126,8 +126,23 @@ def reference_of(data: Any, settings: CorruptionSettings) -> tuple[str | None, s
     generated = "" if settings.folder else ", the corruptions made here and not the official files"
     return (
         reference,
-        f"errors over AlexNet's on {reference}{generated}; ce_paper: Park & Kim's AlexNet, ce_published: Hendrycks'",
+        f"errors over AlexNet's on {reference}{generated}; ce_paper: Park & Kim's AlexNet, ce_published: Hendrycks'"
+        + _not_all(settings.corruptions),
     )
+
+
+def _not_all(corruptions: Sequence[str]) -> str:
+    """The rest of a sentence about corruptions that are not all fifteen of ImageNet-C; empty if all are there.
+
+    >>> _not_all([name for name in COMMON if name != "frost"])
+    '; no mCE: means are over 14 corruptions, without frost, and not comparable with a published mCE, which is over 15'
+    """
+    absent = [name for name in COMMON if name not in corruptions]
+    if not absent:
+        return ""
+    without = ", ".join(absent) if len(absent) < 4 else f"{len(absent)} of ImageNet-C's"
+    over = f"{len(corruptions)} corruption{'s' if len(corruptions) > 1 else ''}"
+    return f"; no mCE: means are over {over}, without {without}, and not comparable with a published mCE, which is over 15"
 
 
 def _groups(conditions: Sequence[Condition]) -> dict[Group, list[int]]:

@@ -10,7 +10,10 @@ from backlight.data.corruption_names import COMMON, NAMES, SEVERITIES
 from backlight.errors import UserError, did_you_mean
 from backlight.settings import Settings, setting
 
-NO_FROST = "frost: its photographs need pip install 'backlight[corruptions]'; means are over the other 14, and there is no mCE"
+NO_FROST = (
+    "frost: its photographs need pip install 'backlight[corruptions]'; means are over the other 14 corruptions, and not "
+    "comparable with a published mCE, which is over 15"
+)
 
 
 @dataclass(frozen=True)

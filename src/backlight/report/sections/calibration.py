@@ -68,7 +68,7 @@ def _described(name: str) -> tuple[str, str, float]:
     """The name, the unit and definition, and the factor of a metric."""
     metric = name.removesuffix(RESTRICTED)
     title, text, scale = METRICS.get(metric, (metric, "", 1))
-    return (title, text, scale) if metric == name else (f"{title}, restricted", f"{text}; among the data's classes alone", scale)
+    return (title, text, scale) if metric == name else (f"{title}, restricted", f"{text}; among the data's classes", scale)
 
 
 def _metric(result: Result, name: str) -> Row:
