@@ -901,3 +901,16 @@ def test_importing_costs_neither_timm_nor_torchvision():
         ]
         names = {alias.name if isinstance(node, ast.Import) else node.module for node in top for alias in node.names}
         assert not {name.split(".")[0] for name in names} & {"timm", "torchvision", "datasets", "pyarrow", "webdataset"}
+
+
+def test_labels_of_a_flat_folder_on_the_command_line(run, tmp_path):
+    (tmp_path / "flat").mkdir()
+    for i in range(4):
+        Image.new("L", (28, 28), 60 * i).save(tmp_path / "flat" / f"{i}.png")
+    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(f"{i}.png,{i}\n" for i in range(4)))
+    code, out, err = run("calibration", "demo-cnn", "--data", tmp_path / "flat", "--labels", tmp_path / "labels.csv")
+    assert code == 0, err
+    assert out.startswith("model,metric,")
+    code, _, err = run("calibration", "demo-cnn", "--labels", tmp_path / "labels.csv")
+    assert code == 2
+    assert "give it with --data FOLDER" in err

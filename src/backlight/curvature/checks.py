@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from backlight.curvature.loss import Predicate, differentiable, uncompiled
+from backlight.curvature.loss import Predicate, differentiable
 from backlight.errors import UserError
 from backlight.inputs import labelled, tensors
+from backlight.tracing.trace import inside
 
 #: The largest relative error of a probe that rounding explains.
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
@@ -22,7 +23,7 @@ PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 def differentiable_model(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     """The model itself, or a copy of it in another type.  Errors: UserError if it has no second derivatives."""
-    model = uncompiled(model)
+    model = inside(model)
     if isinstance(model, (DataParallel, DistributedDataParallel)):
         model = model.module
     for name, module in model.named_modules():

@@ -139,11 +139,6 @@ def use_batch_statistics(model: nn.Module) -> None:
         norm.training, norm.track_running_stats = True, False
 
 
-def uncompiled(model: nn.Module) -> nn.Module:
-    """The module inside a compiled model, with the same weights and outputs; any other model itself."""
-    return getattr(model, "_orig_mod", model)
-
-
 def refuse_other_targets(logits: Tensor, targets: Tensor) -> None:
     """Errors: UserError if the targets have other classes than the model has outputs.  Shapes: logits (B, K)."""
     if targets.ndim == 2 and targets.shape[1] != logits.shape[1]:

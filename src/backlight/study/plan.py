@@ -37,7 +37,8 @@ class Cell:
     def data(self) -> tuple[str, str]:
         """The data set and the split."""
         name, split = self.entry.data
-        return self.shared.data or name, self.shared.split or split
+        labels = f"?labels={self.shared.labels}" if self.shared.labels else ""
+        return (self.shared.data or name) + labels, self.shared.split or split
 
     @property
     def models(self) -> list[str]:
@@ -62,6 +63,8 @@ def plan(models: Sequence[str], analyses: Mapping[str, Mapping[str, Any]], setti
     The settings of an analysis may hold ``models``, its own list of them.
     Errors: UserError for an unknown analysis, settings that it does not have, or a wrong file of corrections or classes.
     """
+    if settings.labels and not settings.data:
+        raise UserError("labels are those of a folder of images: give it with --data FOLDER")
     cells, corrections = [], corrections_in(settings.units)
     classes = read_classes(Path(settings.classes)) if settings.classes else None
     for name, values in analyses.items():

@@ -14,6 +14,9 @@ class StudySettings(Settings):
     data: str | None = setting(
         None, "A data set by name, or a folder; see: backlight data.  Default: fashion, or what the analysis is about."
     )
+    labels: str | None = setting(
+        None, "A CSV table of file name and label, for a folder of images without class folders.", metavar="FILE"
+    )  # fmt: skip
     data_root: str | None = setting(None, "Folder of the data sets that are named.", metavar="DIR", execution=True)
     download: bool = setting(False, "Allow downloading the data.", execution=True)
     classes: str | None = setting(

@@ -25,7 +25,7 @@ from backlight.analyses.landscape.result import Landscape
 from backlight.analyses.landscape.settings import LandscapeSettings
 from backlight.analyses.training_loss import training_objective
 from backlight.curvature.directions import Plane, Snapshot, eigenvector_plane, path_plane, random_plane
-from backlight.curvature.loss import Loss, Objective, Predicate, soft_cross_entropy, uncompiled
+from backlight.curvature.loss import Loss, Objective, Predicate, soft_cross_entropy
 from backlight.curvature.perturbed import (
     Batch,
     BFloat16PerturbedModel,
@@ -48,7 +48,7 @@ from backlight.numerics.surface_shape import second_differences
 from backlight.progress import clock
 from backlight.results.provenance import provenance
 from backlight.results.result import Row, columns
-from backlight.tracing.trace import model_name, plain_attention
+from backlight.tracing.trace import inside, model_name, plain_attention
 
 Array = NDArray[np.float64]
 Arrays = dict[str, np.ndarray]
@@ -76,7 +76,7 @@ def measure(
     started = time.perf_counter()
     if not (len(shard) == 2 and 0 <= shard[0] < shard[1]):
         raise UserError(f"shard is {shard!r}; it must be (rank, world) with 0 <= rank < world")
-    model = uncompiled(model)  # weights of a compiled model are slow to change
+    model = inside(model)  # weights of a compiled model are slow to change
     settings, objective, recipe = training_objective(settings, model, batches, loss=loss, decayed=decayed)
     refuse_unfit_weights(model)
     fixed = fixed_batches(model, batches, objective)
@@ -164,7 +164,7 @@ class Plan:
 
 def plan(model: nn.Module, batches: Iterable[Any], settings: LandscapeSettings, *, loss: Loss | None = None) -> Plan:
     """What a landscape with these settings will cost, estimated from the second pass over one batch."""
-    model = uncompiled(model)
+    model = inside(model)
     refuse_unfit_weights(model)
     objective = Objective(loss or soft_cross_entropy, statistics=settings.statistics)
     fixed = fixed_batches(model, batches, objective)

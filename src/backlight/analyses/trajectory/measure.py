@@ -23,7 +23,7 @@ from backlight.analyses.landscape.settings import LandscapeSettings
 from backlight.analyses.training_loss import training_objective
 from backlight.analyses.trajectory.settings import TrajectorySettings
 from backlight.curvature.directions import Snapshot, principal_axes, training_path
-from backlight.curvature.loss import Loss, Objective, Predicate, uncompiled
+from backlight.curvature.loss import Loss, Objective, Predicate
 from backlight.curvature.perturbed import (
     Batch,
     evaluation_copy,
@@ -40,7 +40,7 @@ from backlight.numerics.proportions import share_interval
 from backlight.results.claim import Claim
 from backlight.results.provenance import provenance, sha256
 from backlight.results.result import Result, Row, columns
-from backlight.tracing.trace import model_name, plain_attention
+from backlight.tracing.trace import inside, model_name, plain_attention
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ def measure(
 ) -> Trajectory:
     """The result of `backlight.trajectory` with these settings."""
     started = time.perf_counter()
-    model = uncompiled(model)
+    model = inside(model)
     settings, objective, recipe = training_objective(settings, model, batches, loss=loss, decayed=decayed)
     refuse_unfit_weights(model)
     fixed = fixed_batches(model, batches, objective)
