@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from backlight.data.image_set import TEST, TRAIN, ImageSet, image_set, resolved_split, sha256_of_lines
+from backlight.data.walk import image_files, images_below, subfolders
 from backlight.errors import Unavailable, UserError
 
 
@@ -49,32 +51,34 @@ def folder(path: Path, split: str, *, name: str) -> ImageSet:
     torchvision's ImageFolder.
     Errors: UserError if there are no class folders or images, a class is empty, or splits have different classes.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+    from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    splits = {part: subfolders(path / part) for part in subfolders(path) if part in TRAIN + TEST}
+    left_out: Counter[str] = Counter()
+    splits = {part: subfolders(path / part, Counter()) for part in subfolders(path, Counter()) if part in TRAIN + TEST}
     splits = {part: classes for part, classes in splits.items() if classes}  # otherwise `train` is a class
     if not splits and split not in (*TRAIN, *TEST, "all"):
         raise UserError(f"no split {split} in {path}: its class folders are not divided into splits")
     part = resolved_split(split, splits, path) if splits else "all"
     split_folder = path / part if splits else path
-    classes = subfolders(split_folder)
-    if not classes and (files := image_files(split_folder)):
+    classes = subfolders(split_folder, left_out)
+    if not classes and (files := image_files(split_folder, left_out)):
         rows, count = FileRows(split_folder, files), len(files)
-        return ImageSet(name, part, (), np.zeros(count, np.int64), rows, np.arange(count), labelled=False)
+        return ImageSet(name, part, (), np.zeros(count, np.int64), rows, np.arange(count), labelled=False, left_out=left_out)
     if not classes:
         raise UserError(f"no class folders in {split_folder}: expected images as {split_folder / 'CLASS' / 'IMAGE.jpg'}")
     refuse_unequal_classes(path, splits)
 
-    files = make_dataset(str(split_folder), {c: i for i, c in enumerate(classes)}, IMG_EXTENSIONS, allow_empty=True)
-    labels = np.array([label for _, label in files], np.int64)
-    if not files:
+    below = [(file, i) for i, name in enumerate(classes) for file in images_below(split_folder / name, left_out)]
+    labels = np.array([label for _, label in below], np.int64)
+    if not below:
         raise UserError(f"no images in {split_folder}: none of its files ends in {', '.join(IMG_EXTENSIONS)}")
     empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
     if len(empty):
         raise UserError(f"class folder {split_folder / classes[empty[0]]} has no images: fill it or remove it")
     prefix = f"{path}{os.sep}"
-    paths = [file.removeprefix(prefix).replace(os.sep, "/") for file, _ in files]
-    return image_set(name, FileRows(path, paths), split=part, classes=classes, labels=labels)
+    paths = [file.removeprefix(prefix).replace(os.sep, "/") for file, _ in below]
+    images = image_set(name, FileRows(path, paths), split=part, classes=classes, labels=labels)
+    return replace(images, left_out=left_out)
 
 
 @dataclass(frozen=True)
@@ -137,21 +141,6 @@ def imagenet(root: Path, split: str) -> ImageSet:
             " give the folder's path as the data"
         )
     return images
-
-
-def image_files(path: Path) -> list[str]:
-    """The names of the images in a folder, sorted, without hidden ones."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    names = (entry.name for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith("."))
-    return sorted(name for name in names if name.lower().endswith(IMG_EXTENSIONS))
-
-
-def subfolders(path: Path) -> list[str]:
-    """The names of the folders in a folder, sorted, without hidden ones such as .ipynb_checkpoints."""
-    if not path.is_dir():
-        return []
-    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def refuse_unequal_classes(path: Path, splits: Mapping[str, Sequence[str]]) -> None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset, IterableDataset
 
 from backlight.errors import UserError, first_line
@@ -23,6 +23,7 @@ TRAIN = ("train", "training")
 TEST = ("val", "validation", "valid", "eval", "test")  # in this order where the requested one does not exist
 
 ARRAY_BYTES = 2 << 30  # CIFAR's training set takes 0.15 GB
+MOST_CLASSES = 1 << 20  # the largest sets name some 20,000
 HASHED_BYTES = 1 << 29  # about a second of hashing; ImageNet's parquet files would take minutes
 
 
@@ -57,6 +58,7 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
     rows: np.ndarray
     skipped: tuple[str, ...] = ()  # what `readable` left out
     labelled: bool = True  # False: the labels are all 0 and mean nothing
+    left_out: Mapping[str, int] = field(default_factory=dict)  # what is no image though it has the name of one: reason -> count
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,7 +107,7 @@ class Stream(IterableDataset[tuple[Image.Image, int]]):
             for count, (image, label) in enumerate(self.source, start=1):
                 if label < 0 or (self.classes and label >= len(self.classes)):
                     raise UserError(f"{self.name} image {count}: label {label} is out of range")
-                yield image, label
+                yield ImageOps.exif_transpose(image), label
         except UserError:
             raise
         except Exception as error:  # from the network to the decoder
@@ -129,16 +131,20 @@ def image_set(name: str, rows: Rows, *, split: str, classes: Sequence[str], labe
 
 
 def decoded(image: bytes | np.ndarray, where: str) -> Image.Image:
-    """The image with its pixels loaded.  Errors: UserError if it is damaged, no image, or has over 8 bits a channel."""
+    """The image with its pixels loaded, upright as its EXIF orientation says.
+
+    Errors: UserError if it is damaged, no image, or has over 8 bits a channel.
+    """
     try:
         opened = Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(io.BytesIO(image))
         opened.load()
+        upright = ImageOps.exif_transpose(opened)
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions on bad bytes
         reason = "not an image" if "cannot identify" in str(error) else str(error)
         raise UserError(f"cannot read image {where}: {reason}") from error
     if opened.mode.startswith(("I", "F")):  # converting these to RGB clips at 255
         raise UserError(f"cannot read image {where}: its pixels are {opened.mode}; save it with 8 bits a channel")
-    return opened
+    return upright
 
 
 def as_arrays(images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
@@ -212,5 +218,7 @@ def sha256_of_lines(lines: Iterable[str]) -> str:
 
 
 def numbered(labels: np.ndarray) -> tuple[str, ...]:
-    """Names for classes without names: their numbers."""
+    """Names for classes without names: their numbers.  Errors: UserError if a number is larger than any number of classes."""
+    if labels.max(initial=-1) >= MOST_CLASSES:
+        raise UserError(f"a label is {labels.max()}; labels are numbers of classes, below {MOST_CLASSES:,}: number them from 0")
     return tuple(str(number) for number in range(int(labels.max(initial=-1)) + 1))

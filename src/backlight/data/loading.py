@@ -80,6 +80,7 @@ def load_data(
     if classes is not None and isinstance(source, Stream):
         raise UserError(f"{classes.where}: {source.name} is a stream, whose labels are not mapped: use hfds/ or a folder")
     source, outputs = as_outputs_of(model, source, classes) if isinstance(source, ImageSet) else (source, {})
+    warn_of_left_out(source)
     prepare, record = preparation(model, transform)
     if assumed := record.get("assumed"):
         values = ", ".join(f"{name} {record[name]}" for name in assumed)
@@ -224,7 +225,15 @@ def source_record(source: ImageSet | Stream, limit: int | None, seed: int) -> di
         "ids_sha256": ids,
         "content_sha256": content,
         "content_of": of,
+        **({"left_out": dict(source.left_out)} if isinstance(source, ImageSet) and source.left_out else {}),
     }
+
+
+def warn_of_left_out(source: ImageSet | Stream) -> None:
+    """Warn of what has the name of an image, or of a folder of images, and is left out."""
+    if left_out := getattr(source, "left_out", {}):
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in left_out.items())
+        warnings.warn(f"{source.name}: not read as images: {reasons}", stacklevel=3)
 
 
 @dataclass(frozen=True, eq=False)

@@ -140,4 +140,7 @@ def integers(column: Any, name: str, file: Path) -> np.ndarray:
 
     if not pa.types.is_integer(column.type) or column.null_count:
         raise UserError(f"{file}: column {name} is {column.type} with {column.null_count} empty cells, labels are integers")
-    return np.array(column.to_pylist(), np.int64)  # to_numpy imports pandas, which takes seconds
+    try:
+        return np.array(column.to_pylist(), np.int64)  # to_numpy imports pandas, which takes seconds
+    except OverflowError as error:
+        raise UserError(f"{file}: column {name} has a label above {np.iinfo(np.int64).max}; number classes from 0") from error
