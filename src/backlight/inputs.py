@@ -77,6 +77,28 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
+def first_tensor(returned: Any) -> Tensor:
+    """The first tensor in what a model returns.  Errors: UserError if there is none."""
+    tensor = next(tensors(returned), None)
+    if tensor is None:
+        raise UserError(f"the model returns {type(returned).__name__} without a tensor; return class scores or features")
+    return tensor
+
+
+def not_finite(outputs: Tensor) -> int:
+    """The number of images with an output that is NaN or infinite.  Shapes: (B, ...)."""
+    return int((~outputs.isfinite().flatten(1).all(1)).sum())
+
+
+def refuse_not_finite(count: int, images: int) -> None:
+    """Errors: UserError if outputs of some images are not finite."""
+    if count:
+        raise UserError(
+            f"not applicable: outputs are not finite for {count} of {images} images; "
+            "try --dtype float32 or float64, or look for a division by zero in the model"
+        )
+
+
 def checked_labels(logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """Logits and labels that fit each other.  Shapes: (B, K), (B,) -> the same, labels int64.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from backlight.data.normalisation import Normalisation
 from backlight.devices import dtype_of
 from backlight.errors import UserError
-from backlight.inputs import tensors
+from backlight.inputs import first_tensor
 from backlight.numerics.frequency_bands import root_mean_square
 
 #: The model's logits as a function of pixels from 0 to 1.
@@ -20,7 +20,7 @@ PixelLogits = Callable[[Tensor], Tensor]
 def logits_of_pixels(model: nn.Module, normalisation: Normalisation) -> PixelLogits:
     """The model's logits as a function of pixels.  Shapes of the function: (B, C, H, W) -> (B, K)."""
     dtype = dtype_of(model)
-    return lambda pixels: next(tensors(model(normalisation.to_images(pixels).to(dtype))))
+    return lambda pixels: first_tensor(model(normalisation.to_images(pixels).to(dtype)))
 
 
 def image_scores(logits: Tensor, labels: Tensor, change: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from backlight.data.class_names import subset_of
 from backlight.errors import NotApplicable, UserError
-from backlight.inputs import image_batches, refuse_no_classifier, tensors, to_model
+from backlight.inputs import first_tensor, image_batches, not_finite, refuse_no_classifier, refuse_not_finite, to_model
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row
 from backlight.settings import Settings
@@ -111,7 +111,7 @@ def single_pass(
     streams = find_streams(model, to_model(first[0][:2], model), at) if streaming else Streams([], [])
     streams = replace(streams, subset=subset_of(data))
     running = [kind(streams, settings) for kind, settings in reducers.items()]
-    count = 0
+    count, wrong = 0, 0
     with evaluating(model), torch.inference_mode(), reading_streams(model, streams, running):
         for images, labels in itertools.chain([first], batches):
             if streaming and images.shape[2:] != first[0].shape[2:]:
@@ -119,12 +119,14 @@ def single_pass(
                 raise UserError(
                     f"the data have images of {sizes}, so feature maps differ in size; resize the images to one size"
                 )
-            logits = next(tensors(model(to_model(images, model))))
+            logits = first_tensor(model(to_model(images, model)))
             if count == 0 and any(reducer.reads_labels for reducer in running):
                 refuse_no_classifier(model, logits, data)
             count += len(images)
+            wrong += not_finite(logits)
             for reducer in running:
                 reducer.finish(logits, labels.to(logits.device) if labels is not None else None)
+    refuse_not_finite(wrong, count)
     seconds = time.perf_counter() - started
     return [
         reducer.result(

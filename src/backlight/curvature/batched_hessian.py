@@ -18,7 +18,7 @@ from backlight.curvature.checks import gradients_enabled, gradients_only_of
 from backlight.curvature.hessian import Hessian, sum_over_ranks
 from backlight.curvature.loss import differentiable
 from backlight.errors import UserError
-from backlight.inputs import tensors
+from backlight.inputs import first_tensor
 
 
 class Hessians:
@@ -73,7 +73,7 @@ class Hessians:
         stacked = {n: p.detach().expand(self.count, *p.shape).requires_grad_() for n, p in first.parameters.items()}
 
         def logits(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
-            return next(tensors(functional_call(first.model, dict(weights), images)))
+            return first_tensor(functional_call(first.model, dict(weights), images))
 
         def all_logits(images: Tensor) -> Tensor:
             return vmap(logits)(stacked, images.unflatten(0, (self.count, -1))).flatten(0, 1)

@@ -14,7 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from backlight.curvature.loss import Predicate, differentiable
 from backlight.errors import UserError
-from backlight.inputs import labelled, tensors
+from backlight.inputs import first_tensor, labelled
 from backlight.tracing.trace import inside
 
 #: The largest relative error of a probe that rounding explains.
@@ -135,10 +135,10 @@ def _is_smooth(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     inputs = [a.detach().clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
     leaves = [a for a in (*inputs, *module.parameters()) if isinstance(a, Tensor) and a.requires_grad]
     with gradients_enabled():
-        out = next(tensors(module(*inputs, **kwargs)))
+        out = first_tensor(module(*inputs, **kwargs))
         if not out.requires_grad:
             return True
-        if not torch.equal(out, next(tensors(module(*inputs, **kwargs)))):
+        if not torch.equal(out, first_tensor(module(*inputs, **kwargs))):
             return False
         try:
             first = grad(out.square().sum(), leaves, create_graph=True, materialize_grads=True)

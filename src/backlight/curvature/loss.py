@@ -19,10 +19,10 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backlight.errors import UserError, did_you_mean
-from backlight.inputs import refuse_no_classifier, tensors
+from backlight.inputs import first_tensor, refuse_no_classifier
 from backlight.models.weight_decay import decays, everything
 from backlight.recipes import Recipe
-from backlight.tracing.trace import evaluating, plain_attention
+from backlight.tracing.trace import evaluating, in_evaluation_mode, plain_attention
 
 #: Selects parameters by name and value.
 Predicate = Callable[[str, nn.Parameter], bool]
@@ -68,7 +68,7 @@ class Objective:
 
         Errors: UserError if the targets do not fit the model's outputs, or if ``loss`` does not return one number per image.
         """
-        logits = next(tensors(model(images)))
+        logits = first_tensor(model(images))
         refuse_no_classifier(model, logits)
         refuse_other_targets(logits, targets)
         losses = self.loss(logits, targets)
@@ -110,7 +110,7 @@ def reestimated(model: nn.Module, batches: Iterable[Any]) -> Iterator[nn.Module]
     norms = [norm for norm in batch_norms(model) if norm.running_mean is not None]
     saved = [({name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)}, norm.momentum) for norm in norms]
     try:
-        with evaluating(model), torch.no_grad():
+        with in_evaluation_mode(model), torch.no_grad():
             for norm in norms:
                 norm.reset_running_stats()
                 norm.training, norm.momentum = True, None  # None: the plain average over batches

@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from backlight.curvature.loss import Loss, Objective, reestimated, refuse_other_targets, use_batch_statistics
 from backlight.devices import device_of, dtype_of
 from backlight.errors import UserError
-from backlight.inputs import image_batches, refuse_no_classifier, tensors
+from backlight.inputs import first_tensor, image_batches, refuse_no_classifier
 from backlight.numerics.weight_space import Weights
 from backlight.results.provenance import sha256
-from backlight.tracing.trace import plain_attention
+from backlight.tracing.trace import copy_inputs, plain_attention
 
 #: (images, targets).
 Batch = tuple[Tensor, Tensor]
@@ -54,7 +54,7 @@ def _refuse_unfit_targets(model: nn.Module, batches: Sequence[Batch], objective:
     images, targets = batches[0]
     model = evaluation_copy(model)
     with torch.inference_mode(), plain_attention():
-        logits = next(tensors(model(images[:2])))
+        logits = first_tensor(model(images[:2]))
         refuse_no_classifier(model, logits, data)
         for _, each in batches:
             refuse_other_targets(logits, each)
@@ -87,7 +87,7 @@ def image_scores(model: nn.Module, batches: Sequence[Batch], objective: Objectiv
 
 def _batch_scores(model: nn.Module, images: Tensor, targets: Tensor, loss: Loss) -> Tensor:
     """Shapes: (B, C, H, W) and targets -> (3, B)."""
-    logits = next(tensors(model(images)))
+    logits = first_tensor(model(images))
     if logits.dtype == torch.bfloat16:
         logits = logits.float()
     labels = targets.argmax(1) if targets.ndim == 2 else targets
@@ -127,6 +127,7 @@ def evaluation_copy(model: nn.Module, statistics: str = "running") -> nn.Module:
         raise UserError(f"{type(model).__name__} cannot be copied, and this analysis changes a copy: {error}") from error
     if statistics == "batch":
         use_batch_statistics(copied)
+    copied.register_forward_pre_hook(copy_inputs, prepend=True)
     return copied
 
 

@@ -30,6 +30,7 @@ KIND_COLOUR = {
 #: Inches: a column in print, one of several panels that share the width of a page, and the height of both.
 COLUMN, PANEL, HEIGHT = 3.25, 2.3, 2.2
 STYLE = {
+    "text.parse_math": False,  # a model can be called $$x$$
     "font.size": 7.5,
     "axes.labelsize": 7.5,
     "axes.titlesize": 7.5,

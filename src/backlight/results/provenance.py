@@ -13,6 +13,7 @@ from torch import nn
 
 from backlight.devices import device_of, dtype_of
 from backlight.tracing.corrections import corrections_of
+from backlight.tracing.repeat import caution_of
 
 #: The attribute with the hash of a model's random weights.  Training changes the weights, and the mark no longer fits.
 UNTRAINED = "untrained_sha256"
@@ -28,10 +29,10 @@ def provenance(model: nn.Module, data: Iterable[Any], *, images: int, **settings
     """Everything that is needed to repeat a measurement, as a mapping that JSON can hold."""
     device = device_of(model)
     sha256 = weights_sha256(model)
-    untrained = getattr(model, UNTRAINED, None) == sha256
+    cautions = "untrained: random weights" if getattr(model, UNTRAINED, None) == sha256 else "", caution_of(model)
     corrections = {} if settings.get("at") else corrections_of(model).record()  # of units, and not of modules by name
     return {
-        **({"caution": "untrained: random weights"} if untrained else {}),
+        **({"caution": caution} if (caution := "; ".join(filter(None, cautions))) else {}),
         "images": images,
         "settings": settings,
         "data": dict(getattr(data, "provenance", {})),

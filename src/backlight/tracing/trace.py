@@ -151,15 +151,47 @@ def plain_attention() -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block the model is in evaluation mode and not compiled, and gets copies of its images.
+
+    After it each module has its former mode, and each buffer its former values.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with in_evaluation_mode(model), own_images(model):
+            yield model
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+
+
+@contextmanager
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Within the block the model is in evaluation mode and not compiled; after it each module has its former mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with eager(model):
-            yield model
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def own_images(model: nn.Module) -> Iterator[None]:
+    """Within the block the model gets a copy of its images in each pass, because it may change them in place."""
+    hook = inside(model).register_forward_pre_hook(copy_inputs, prepend=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def copy_inputs(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A hook before a pass, after which the model may change its inputs in place."""
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
 
 
 @contextmanager

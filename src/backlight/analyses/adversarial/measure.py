@@ -26,7 +26,7 @@ from backlight.analyses.pixel_scores import logits_of_pixels, refuse_other_size
 from backlight.data.normalisation import normalisation_of
 from backlight.devices import device_of
 from backlight.errors import UserError
-from backlight.inputs import checked_labels, image_batches, refuse_no_classifier, tensors, to_model
+from backlight.inputs import checked_labels, first_tensor, image_batches, refuse_no_classifier, to_model
 from backlight.numerics.bootstrap import Interval, skewed_mean_interval
 from backlight.numerics.proportions import paired_difference_interval, share_interval
 from backlight.results.claim import Claim, Sign, Verdict
@@ -60,7 +60,7 @@ def measure(
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         for images, labels in image_batches(data):
             pixels = normalisation.checked_pixels(images.to(device_of(model))).clamp(0, 1)
-            clean = next(tensors(model(to_model(images, model))))
+            clean = first_tensor(model(to_model(images, model)))
             refuse_no_classifier(model, clean, data)
             clean, labels = checked_labels(clean, labels.to(clean.device, copy=True) if labels is not None else None)
             answers.add(clean, labels)

@@ -18,7 +18,7 @@ from backlight.analyses.calibration.settings import CalibrationSettings
 from backlight.analyses.chance import Answers
 from backlight.analyses.single_pass import Streams, alone
 from backlight.errors import UserError
-from backlight.inputs import checked_labels, image_batches, refuse_no_classifier, tensors, to_model
+from backlight.inputs import checked_labels, first_tensor, image_batches, refuse_no_classifier, to_model
 from backlight.numerics.bootstrap import skewed_mean_interval, statistic_interval
 from backlight.numerics.calibration import (
     RANGE,
@@ -96,7 +96,7 @@ def model_logits(model: nn.Module, data: Iterable[Any]) -> tuple[Tensor, Tensor]
     batches = []
     with evaluating(model), torch.inference_mode():
         for images, labels in image_batches(data):
-            logits = next(tensors(model(to_model(images, model))))
+            logits = first_tensor(model(to_model(images, model)))
             refuse_no_classifier(model, logits, data)
             batches.append(checked_labels(logits.cpu(), labels))
     if not batches:

@@ -32,7 +32,7 @@ from backlight.analyses.corruption.settings import CorruptionSettings
 from backlight.data.corruption_names import COMMON, FAMILIES, SEVERITIES
 from backlight.data.normalisation import normalisation_of
 from backlight.errors import UserError
-from backlight.inputs import checked_labels, refuse_no_classifier, tensors, to_model
+from backlight.inputs import checked_labels, first_tensor, refuse_no_classifier, refuse_not_finite, to_model
 from backlight.numerics.bootstrap import Interval, statistic_interval
 from backlight.numerics.calibration import scores
 from backlight.numerics.proportions import ratio_interval, score_intervals, share_interval
@@ -86,7 +86,7 @@ def measure(
     answers = Answers()
     with evaluating(model), torch.inference_mode():
         for condition, batch, images in corrupted_batches(data, conditions, source, normalisation):
-            logits = next(tensors(model(to_model(images, model))))
+            logits = first_tensor(model(to_model(images, model)))
             if not batch_scores[CLEAN]:
                 refuse_no_classifier(model, logits, data)
             labels = batch.labels.to(logits.device) if batch.labels is not None else None
@@ -97,6 +97,7 @@ def measure(
             batch_scores[condition].append(np.stack([s.prediction == s.label, s.nll, s.confidence]))
     if not batch_scores[CLEAN]:
         raise UserError("no images: the data are empty")
+    refuse_not_finite(answers.not_finite, answers.images)
     image_scores = np.stack([np.concatenate(batch_scores[condition], axis=1) for condition in conditions])
     reference, reason = reference_of(data, settings)
     table, reliability = _summary(image_scores, _groups(conditions), reference, settings.bins, resamples, seed)

@@ -27,7 +27,7 @@ from backlight.analyses.lesion.distance import distances, rows_of
 from backlight.analyses.lesion.settings import LesionSettings
 from backlight.analyses.single_pass import described
 from backlight.errors import NotApplicable, UserError
-from backlight.inputs import checked_labels, image_batches, refuse_no_classifier, tensors, to_model
+from backlight.inputs import checked_labels, first_tensor, image_batches, refuse_no_classifier, to_model
 from backlight.numerics.bootstrap import Interval
 from backlight.numerics.calibration import scores
 from backlight.numerics.proportions import paired_difference_interval, score_intervals
@@ -73,18 +73,18 @@ def measure(
             images = to_model(images, model)
             if not batch_scores:
                 if settings.by == "accuracy":
-                    refuse_no_classifier(model, next(tensors(model(images[:1]))), data)
+                    refuse_no_classifier(model, first_tensor(model(images[:1])), data)
                 silenced, left_out = removable(model, images[:2], by_image=settings.replace != "zero")
                 lesions = _lesions(model, images[:2], silenced, settings, seed)
                 means = _means(model, data, silenced) if settings.replace == "mean" else {}
             replacement = _replacement(settings.replace, len(images), means, generator)
-            intact = next(tensors(model(images)))
+            intact = first_tensor(model(images))
             if settings.by == "accuracy":
                 answers.add(*checked_labels(intact, labels.to(intact.device) if labels is not None else None))
             rows = [scorer(intact, labels, intact)]
             for lesion in lesions:
                 with lesion.applied(model, replacement):
-                    rows.append(scorer(next(tensors(model(images))), labels, intact))
+                    rows.append(scorer(first_tensor(model(images)), labels, intact))
             batch_scores.append(np.stack(rows))
     if not batch_scores:
         raise UserError("no images: the data are empty")

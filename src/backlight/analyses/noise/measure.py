@@ -24,7 +24,7 @@ from backlight.analyses.pixel_scores import image_scores, logits_of_pixels, refu
 from backlight.data.normalisation import normalisation_of
 from backlight.devices import device_of
 from backlight.errors import UserError
-from backlight.inputs import checked_labels, image_batches, refuse_no_classifier, tensors, to_model
+from backlight.inputs import checked_labels, first_tensor, image_batches, refuse_no_classifier, to_model
 from backlight.numerics.bootstrap import Interval
 from backlight.numerics.frequency_bands import band, bins, of_spectrum, root_mean_square, signs, wave
 from backlight.numerics.proportions import score_intervals, share_interval
@@ -70,7 +70,7 @@ def measure(
     with evaluating(model), torch.inference_mode():
         for images, labels in image_batches(data):
             pixels = normalisation.checked_pixels(images.to(device_of(model)))
-            clean = next(tensors(model(to_model(images, model))))
+            clean = first_tensor(model(to_model(images, model)))
             refuse_no_classifier(model, clean, data)
             clean, labels = checked_labels(clean, labels.to(clean.device) if labels is not None else None)
             answers.add(clean, labels)

@@ -20,7 +20,7 @@ from torch import nn
 from backlight.data.cue_conflict import OUTLINES, SPLITS, outlines, textures
 from backlight.data.sampling import stratified
 from backlight.errors import UserError
-from backlight.inputs import image_batches, refuse_no_classifier, tensors, to_model
+from backlight.inputs import first_tensor, image_batches, refuse_no_classifier, to_model
 from backlight.numerics.proportions import ratio_interval
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
@@ -44,7 +44,7 @@ def measure(
     batch_answers = []
     with evaluating(model), torch.inference_mode():
         for images, _ in image_batches(data):
-            logits = next(tensors(model(to_model(images, model))))
+            logits = first_tensor(model(to_model(images, model)))
             refuse_no_classifier(model, logits, data)
             batch_answers.append(logits.argmax(1).cpu().numpy())
     answers = np.concatenate(batch_answers)

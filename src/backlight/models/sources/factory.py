@@ -57,9 +57,9 @@ def called(factory: Callable[..., Any], spec: ModelSpec, num_classes: int | None
     try:
         with reporting_bad_arguments(spec):
             return factory(**arguments)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # SystemExit too: a factory does not end the study
         raise UserError(f"{spec} failed: {type(error).__name__}: {error}") from error
 
 
@@ -74,13 +74,13 @@ def imported(location: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
     except ModuleNotFoundError as error:
         if error.name and (location == error.name or location.startswith(f"{error.name}.")):
             raise Unavailable(f"there is no module {error.name} to import{did_you_mean(location, SOURCES)}") from error
         raise UserError(f"{location} cannot be imported: {error}") from error
-    except Exception as error:
+    except BaseException as error:
         raise UserError(f"{location} cannot be imported: {type(error).__name__}: {error}") from error
 
 

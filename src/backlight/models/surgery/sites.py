@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from backlight.errors import UserError
-from backlight.inputs import tensors
+from backlight.inputs import first_tensor, tensors
 from backlight.models.surgery.modules import blends_with_original
 from backlight.tracing.layout import Layout
 from backlight.tracing.tap import Tap, Unit
@@ -171,7 +171,7 @@ def result_lengths(model: nn.Module, images: Tensor) -> dict[str, int | None]:
 def output_of(model: nn.Module, images: Tensor) -> Tensor:
     """The first tensor that the model returns, in evaluation mode."""
     with evaluating(model), torch.no_grad(), plain_attention():
-        return next(tensors(model(images))).clone()
+        return first_tensor(model(images)).clone()
 
 
 def runs(model: nn.Module, images: Tensor) -> bool:
