@@ -155,7 +155,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
     After it each module has its former mode, and each buffer its former values.
     """
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
     try:
         with in_evaluation_mode(model), own_images(model):
             yield model
