@@ -1,6 +1,8 @@
 """Models that change their images, their weights or their answers, return nothing, or end the process."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import backlight
 from backlight.errors import UserError
 from backlight.models.sources.load import load_model
 from backlight.results.figures import paper_figure, paper_style, title
-from backlight.study.fitting import batch_size_that_fits
+from backlight.study.failures import batch_size_that_fits
 from backlight.tracing.repeat import check_repeats
 from backlight.tracing.trace import evaluating
 
@@ -192,3 +194,31 @@ class Hungry(nn.Module):
 @pytest.mark.parametrize(("most", "size"), [(5, 4), (3, 2), (1, 1), (0, 0)])
 def test_the_batch_size_that_fits(most, size):
     assert batch_size_that_fits(Hungry(most), torch.zeros(16, 1, 2, 2)) == size
+
+
+def test_the_rest_of_a_study_runs(tmp_path):
+    """A factory that exits, a forward pass that exits, one whose memory runs out, one that is random, and one that works."""
+    (tmp_path / "m.py").write_text(
+        "import sys, torch\nfrom torch import nn\n"
+        "def plain():\n    torch.manual_seed(0)\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
+        "class Odd(nn.Module):\n"
+        "    def __init__(self, kind):\n        super().__init__()\n        self.kind, self.inner = kind, plain()\n"
+        "    def forward(self, x):\n"
+        "        if self.kind == 'exits':\n            sys.exit(7)\n"
+        "        if self.kind == 'hungry' and len(x) > 5:\n            raise MemoryError\n"
+        "        return self.inner(x) + (torch.rand(1) if self.kind == 'random' else 0)\n"
+        "def exits():\n    sys.exit(7)\n"
+        "def make(kind):\n    return Odd(kind)\n"
+    )
+    size = "input_size=(1, 28, 28)"
+    kinds = ["exits", "hungry", "random"]
+    models = [f"{tmp_path}/m.py:exits?{size}", *(f"{tmp_path}/m.py:make?kind='{kind}'&{size}" for kind in kinds), "demo-cnn"]
+    words = ["study", "--models", *models, "--analyses", "calibration", "--limit", "20", "--out", str(tmp_path / "out")]
+    process = subprocess.run([sys.executable, "-m", "backlight", *words], capture_output=True, text=True, check=False)
+    assert process.returncode == 5, process.stderr
+    assert "demo-cnn calibration: done" in process.stderr
+    assert "a forward pass ends the program (sys.exit(7))" in process.stderr
+    assert "the memory is used up: a forward pass fits with --batch-size 5" in process.stderr
+    assert "outputs change from call to call" in process.stderr
+    assert "3 of 5 cells failed" in process.stderr
+    assert "Traceback" not in process.stderr

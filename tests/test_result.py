@@ -4,6 +4,9 @@ import json
 import math
 import os
 import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -360,11 +363,15 @@ def test_plain_values_are_what_json_holds():
 
 
 def test_what_a_killed_run_left_behind_is_cleared_away(tmp_path):
-    old, fresh, other = (tmp_path / name for name in (".variance-old", ".variance-new", ".lesion-old"))
-    for draft in (old, fresh, other):
-        draft.mkdir()
-    for draft in (old, other):
-        os.utime(draft, (0, 0))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    here, name = socket.gethostname(), ".variance.draft-{}@{}@x"
+    left = [name.format(ended.pid, here), name.format(1, "elsewhere")]
+    mine, young = name.format(os.getpid(), here), name.format(ended.pid, "elsewhere")
+    stays = [mine, young, left[0].replace("variance", "lesion"), ".variance-x"]
+    for draft in (*left, *stays):
+        (tmp_path / draft).mkdir()
+    os.utime(tmp_path / left[1], (0, 0))
     with atomic_folder(tmp_path / "variance") as draft:
         (draft / "result.json").touch()
-    assert {path.name for path in tmp_path.iterdir()} == {"variance", fresh.name, other.name}
+    assert {path.name for path in tmp_path.iterdir()} == {"variance", *stays}

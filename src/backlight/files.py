@@ -2,6 +2,7 @@
 
 A file or folder is written under another name in the same folder and then renamed, so that a killed process leaves the old
 one or the new one, never half of it.  A long computation saves its parts this way, and resumes with the parts that exist.
+The name of a draft holds its process and machine, so that drafts of processes that no longer run can be removed.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,14 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from backlight.errors import UserError
+from backlight.locks import LOCK
 from backlight.records import is_ours
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file, or replace it; its folder is made.  Errors: OSError, and then no draft stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(draft_name(path))
     try:
         draft.write_bytes(content)
         os.replace(draft, path)
@@ -37,8 +41,46 @@ def write_atomic(path: Path, content: bytes) -> None:
 #: A folder with one of these files was written by Backlight, and a newer one may replace it.
 OURS = ("result.json", "model.json")
 
-#: Seconds after which a draft belongs to a killed run; writing a draft takes seconds.
+#: Seconds after which a draft of another machine belongs to a killed run; writing a draft takes seconds.
 STALE = 3600
+#: What `draft_name` gives: process and machine.
+DRAFT = re.compile(r"\..*\.draft-(\d+)@([^@]*)@.*", re.DOTALL)
+
+
+def draft_name(path: Path) -> str:
+    """The name under which this process writes a file or folder."""
+    return f".{path.name}.draft-{os.getpid()}@{socket.gethostname()}@"
+
+
+def clear_drafts(paths: Iterable[Path]) -> None:
+    """Remove those of these files and folders that are drafts, and whose process no longer runs."""
+    for path in paths:
+        if (draft := DRAFT.fullmatch(path.name)) and is_left_over(path, int(draft[1]), draft[2]):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def is_left_over(draft: Path, process: int, machine: str) -> bool:
+    """Whether the process of a draft has ended; on another machine, whether the draft is old."""
+    if machine == socket.gethostname():
+        return not runs(process)
+    try:
+        return time.time() - draft.stat().st_mtime > STALE
+    except OSError:
+        return False
+
+
+def runs(process: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 class atomic_folder:
@@ -52,10 +94,8 @@ class atomic_folder:
 
     def __enter__(self) -> Path:
         refuse_unwritable(self.folder)
-        for draft in self.folder.parent.glob(f".{self.folder.name}-*"):
-            if time.time() - draft.stat().st_mtime > STALE:
-                shutil.rmtree(draft, ignore_errors=True)
-        self.draft = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+        clear_drafts(path for path in self.folder.parent.iterdir() if path.name.startswith(f".{self.folder.name}.draft-"))
+        self.draft = Path(tempfile.mkdtemp(prefix=draft_name(self.folder), dir=self.folder.parent))
         return self.draft
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -93,9 +133,9 @@ def refuse_unwritable(folder: Path) -> None:
 
 
 def refuse_foreign(folder: Path, marks: Sequence[str] = OURS) -> None:
-    """Errors: UserError if the folder holds anything, and none of these files of Backlight."""
+    """Errors: UserError if the folder holds anything but a lock, and none of these files of Backlight."""
     try:
-        holds_anything = folder.exists() and any(folder.iterdir())
+        holds_anything = folder.exists() and any(path.name != LOCK for path in folder.iterdir())
     except OSError as error:
         raise unwritable(folder, error) from error
     if holds_anything and not any(is_ours(folder / name) for name in marks):

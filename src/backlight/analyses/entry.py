@@ -91,6 +91,7 @@ class Analysis:
     training_loss: TrainingLoss | None = None
     shards: bool = False  # several processes can each compute a part, into one folder
     by_default: bool = False  # a study runs it unless told otherwise
+    version: int = 1  # one more with each change of its numbers: results of another version are measured again
 
     @property
     def module(self) -> Any:

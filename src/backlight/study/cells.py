@@ -2,26 +2,32 @@
 
 FOLDER/MODEL/ANALYSIS/               the result
 FOLDER/MODEL/ANALYSIS.reason.json    why there is none: the analysis failed, or the model has no answer to it
+
+MODEL is the model's name, and where that does not say which model it is, a hash of the file or folder that it names.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from backlight.analyses.catalog import entry
 from backlight.errors import UserError
 from backlight.files import refuse_foreign, write_atomic
-from backlight.records import Record, encoded, read_record
+from backlight.records import Record, encoded, plain, read_record, sha256_of
 from backlight.results.result import DOCUMENT, Result, read_result
 from backlight.study.plan import Cell
+
+if TYPE_CHECKING:
+    from backlight.study.identity import Identity
 
 #: Results of something that is no analysis: name -> module and class.
 OTHER_RESULTS = {"buildup": ("backlight.buildup.result", "Buildup")}
 REASON = ".reason.json"
+LONGEST = 150  # characters of a folder's name without its hash; file systems allow 255
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Reason(Record):
     reason: str
     applicable: bool  # False: the model has no answer
     request: dict[str, Any]
+    identity: dict[str, Any] = field(default_factory=dict)  # as `Identity`; empty if it is not known
 
 
 def load(folder: str | Path) -> Result:
@@ -59,12 +66,32 @@ def _result_type(analysis: str, folder: Path) -> type[Result]:
 
 
 def folder_name(model: str) -> str:
-    """A model's name as the name of a folder; ``urllib.parse.unquote`` gives it back.
+    """A model's name as the name of a folder, and the same for no other model.
+
+    Its end is a hash where the name is that of a file or folder, is long, begins with a dot, ends as a file of a study does,
+    or has capitals, which some file systems do not distinguish.
 
     >>> folder_name("torchvision:resnet50")
     'torchvision%3Aresnet50'
     """
-    return quote(model, safe="=(),")[-200:].lstrip(".")
+    from backlight.study.identity import place_of
+
+    name, place = quote(model, safe="=(),", errors="surrogateescape"), place_of(model)
+    fits = 0 < len(name) <= LONGEST and not name.startswith(".") and not name.endswith((".json", ".html"))
+    if fits and place is None and model == model.lower():
+        return name
+    distinct = sha256_of(f"{model}\n{place}".encode(errors="surrogateescape"))[:8]
+    return f"{name[:LONGEST].lstrip('.')}-{distinct}"
+
+
+def home_of(folder: Path, cell: Cell) -> Path:
+    """The folder of a cell's model."""
+    return folder / folder_name(cell.model)
+
+
+def result_folder(folder: Path, cell: Cell) -> Path:
+    """The folder of a cell's result."""
+    return home_of(folder, cell) / cell.analysis
 
 
 def stored(folder: Path, cell: Cell, *, overwrite: bool = False) -> Result | None:
@@ -72,37 +99,45 @@ def stored(folder: Path, cell: Cell, *, overwrite: bool = False) -> Result | Non
 
     Errors: Damaged if it cannot be used; UserError if it answers another request, or if the folder holds something else.
     """
-    path = folder / folder_name(cell.model) / cell.analysis
+    path = result_folder(folder, cell)
     refuse_foreign(path)
     if overwrite or not (path / DOCUMENT).exists():
         return None
     result = load(path)
-    before, now = dict(result.provenance.get("request", {})), cell.request()
-    if before != now:
-        differences = [f"{key} {before.get(key)!r}, not {value!r}" for key, value in now.items() if before.get(key) != value]
-        raise UserError(f"{path} was made with {'; '.join(differences[:3])}: choose another --out, or --overwrite")
+    before, now = dict(result.provenance.get("request", {})), request_of(cell)
+    keys = [key for key in {**now, **before} if before.get(key) != now.get(key)]
+    if keys:
+        differences = [f"{key} {before.get(key)!r}, not {now.get(key)!r}" for key in keys[:3]]
+        raise UserError(f"{path} was made with {'; '.join(differences)}: choose another --out, or --overwrite")
     return result
 
 
-def not_applicable(folder: Path, cell: Cell) -> str | None:
+def not_applicable(folder: Path, cell: Cell) -> Reason | None:
     """Why the model has no answer, if an earlier run of the same request noted that.  Errors: Damaged; UserError."""
     reason = read_record(_reason_file(folder, cell), Reason)
-    return reason.reason if reason and not reason.applicable and reason.request == cell.request() else None
+    return reason if reason and not reason.applicable and reason.request == request_of(cell) else None
 
 
-def store(folder: Path, cell: Cell, result: Result | None, error: str, *, applicable: bool = True) -> None:
-    """Save a result, or the reason why there is none."""
-    file = _reason_file(folder, cell)
+def store(
+    folder: Path, cell: Cell, result: Result | None, error: str, *, applicable: bool = True, identity: Identity | None = None
+) -> None:
+    """Save a result, or the reason why there is none, with what was measured."""
+    file, known = _reason_file(folder, cell), plain(asdict(identity)) if identity else {}
     if result is None:
-        write_record(file, Reason(cell.model, cell.analysis, error, applicable, cell.request()))
+        write_record(file, Reason(cell.model, cell.analysis, error, applicable, request_of(cell), known))
         return
-    path = folder / folder_name(cell.model) / cell.analysis
-    replace(result, provenance={**result.provenance, "request": cell.request()}).save(path)
+    about = {**result.provenance, "request": request_of(cell), "identity": known}
+    replace(result, provenance=about).save(result_folder(folder, cell))
     file.unlink(missing_ok=True)
 
 
+def request_of(cell: Cell) -> dict[str, Any]:
+    """The request of a cell as its file holds it."""
+    return plain(cell.request())
+
+
 def _reason_file(folder: Path, cell: Cell) -> Path:
-    return folder / folder_name(cell.model) / f"{cell.analysis}{REASON}"
+    return home_of(folder, cell) / f"{cell.analysis}{REASON}"
 
 
 def write_record(file: Path, record: Record) -> None:

@@ -19,14 +19,18 @@ from typing import Any
 
 from backlight.analyses.catalog import CATALOG
 from backlight.errors import UserError, first_line
-from backlight.records import R, Record, read_record
+from backlight.files import clear_drafts, unwritable
+from backlight.locks import locked
+from backlight.records import Damaged, R, Record, read_record
 from backlight.results.result import DOCUMENT, Result, Row
 from backlight.settings import options
-from backlight.study.cells import REASON, Reason, folder_name, load, write_record
+from backlight.study.cells import REASON, Reason, folder_name, home_of, load, write_record
 from backlight.study.plan import Cell
 from backlight.study.settings import StudySettings
 
 REQUEST, UNITS = "study.json", "units.json"
+#: Files of folders that are something else than a study.
+ELSEWHERE = {"model.json": "a model", "run.json": "a training", DOCUMENT: "a result"}
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,56 @@ class ModelUnits(Record):
     units: list[UnitRow]
 
 
-def store_request(folder: Path, cells: Sequence[Cell], settings: StudySettings, earlier: StudyRequest | None) -> None:
-    """Write down what is requested, after what earlier runs into the same folder requested."""
-    requested = {model: list(names) for model, names in earlier.cells.items()} if earlier else {}
-    for cell in cells:
-        if cell.analysis not in requested.setdefault(cell.model, []):
-            requested[cell.model].append(cell.analysis)
-    execution = {option.name for option in options(StudySettings) if option.about["execution"]}
-    shared = {name: value for name, value in asdict(settings).items() if name not in execution}
-    write_record(folder / REQUEST, StudyRequest(requested, shared))
+def start_study(folder: Path, cells: Sequence[Cell]) -> None:
+    """Remove what killed runs left half-written.
+
+    Errors: UserError, before anything is written, if a folder holds something else.
+    """
+    homes = dict.fromkeys(home_of(folder, cell) for cell in cells)
+    refuse_occupied(folder, ELSEWHERE)
+    for home in homes:
+        refuse_occupied(home, {**ELSEWHERE, REQUEST: "a study"})
+        refuse_strange(home)
+    for place in (folder, *homes):
+        clear_drafts(place.iterdir() if place.is_dir() else ())
+        clear_drafts(place.glob(".partial-*/*/.*"))
+
+
+def refuse_occupied(folder: Path, marks: Mapping[str, str]) -> None:
+    """Errors: UserError if the folder holds one of these files, name -> what it belongs to, or cannot be read."""
+    try:
+        there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    if name := next((name for name in marks if name in there), None):
+        raise UserError(f"{folder} holds {marks[name]} ({name}), and a study writes into no such folder: choose another --out")
+
+
+def refuse_strange(home: Path) -> None:
+    """Errors: UserError if the folder of a model holds anything, and nothing that a study writes."""
+    names = {path.name for path in home.iterdir() if not path.name.startswith(".")} if home.exists() else set()
+    if names and not any(name in CATALOG or name == UNITS or name.endswith(REASON) for name in names):
+        raise UserError(f"{home} holds what Backlight did not write; choose another --out, or empty it")
+
+
+def store_request(folder: Path, cells: Sequence[Cell], settings: StudySettings) -> str:
+    """Write down what is requested, after what earlier runs into the same folder requested.
+
+    Returns what was wrong with the file, in words; it is then written anew.
+    """
+    with locked(folder, REQUEST, wait=True):
+        try:
+            earlier, damage = read_request(folder), ""
+        except Damaged as error:
+            earlier, damage = None, str(error)
+        requested = {model: list(names) for model, names in earlier.cells.items()} if earlier else {}
+        for cell in cells:
+            if cell.analysis not in requested.setdefault(cell.model, []):
+                requested[cell.model].append(cell.analysis)
+        execution = {option.name for option in options(StudySettings) if option.about["execution"]}
+        shared = {name: value for name, value in asdict(settings).items() if name not in execution}
+        write_record(folder / REQUEST, StudyRequest(requested, shared))
+    return damage
 
 
 def read_request(folder: Path) -> StudyRequest | None:

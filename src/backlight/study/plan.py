@@ -16,6 +16,8 @@ from backlight.settings import options
 from backlight.study.settings import StudySettings
 from backlight.tracing.corrections import Corrections, corrections_in
 
+BATCH_SIZE = 32
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -41,6 +43,11 @@ class Cell:
         return (self.shared.data or name) + labels, self.shared.split or split
 
     @property
+    def batch_size(self) -> int:
+        """Images in a batch of a pass over the data; the training loss has its own."""
+        return self.shared.batch_size or BATCH_SIZE
+
+    @property
     def models(self) -> list[str]:
         """Its model, and those that its settings name."""
         named = [self.settings[option.name] for option in self.entry.own_options() if option.about["loads"]]
@@ -51,6 +58,8 @@ class Cell:
         execution = {option.name for option in options(StudySettings) if option.about["execution"]}
         shared = {name: value for name, value in asdict(self.shared).items() if name not in execution}
         data, split = self.data
+        if self.entry.training_loss is None:
+            shared["batch_size"] = self.batch_size
         units = {model: self.corrections[model].record() for model in self.models if model in self.corrections}
         files = {"units": units, "classes": dict(self.classes.outputs) if self.classes else None}  # what they say, not where
         request = {"analysis": self.analysis, **shared, "data": data, "split": split, **files, **self.settings}

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import shutil
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+from torch import Tensor
 
 from backlight.analyses.entry import AugmentationSettings
 from backlight.analyses.single_pass import described, single_pass
@@ -21,20 +24,24 @@ from backlight.devices import device_named, dtype_named
 from backlight.errors import NotApplicable, UserError
 from backlight.files import PartialResults
 from backlight.inputs import to_model
+from backlight.locks import Busy, locked
 from backlight.models.cost import parameters
 from backlight.models.sources.load import is_architecture, load_model
 from backlight.progress import Counted, Show, quiet
 from backlight.records import Damaged
-from backlight.results.provenance import UNTRAINED, mark_untrained, weights_sha256
-from backlight.results.result import Result
+from backlight.results.provenance import UNTRAINED, mark_untrained
+from backlight.results.result import DOCUMENT, Result
 from backlight.settings import options
 from backlight.shortage import shortage
-from backlight.study.cells import folder_name, not_applicable, store, stored
-from backlight.study.folder import ModelUnits, UnitRow, read_request, store_model, store_request
+from backlight.study.cells import home_of, not_applicable, result_folder, store, stored
+from backlight.study.failures import described_failures
+from backlight.study.folder import ModelUnits, UnitRow, start_study, store_model, store_request
+from backlight.study.identity import Identities, Identity
 from backlight.study.plan import Cell, passes, plan
 from backlight.study.settings import StudySettings
 from backlight.tracing.corrections import attach
 from backlight.tracing.find import units
+from backlight.tracing.repeat import check_repeats
 from backlight.tracing.tap import spell
 
 T = TypeVar("T")
@@ -49,6 +56,7 @@ class Outcome:
     error: str = ""
     skipped: bool = False  # it was there already
     applicable: bool = True  # False: the analysis has no answer for this model, and ``error`` says why
+    identity: Identity | None = None  # of what was measured, if it is to be stored
 
     @property
     def model(self) -> str:
@@ -93,33 +101,64 @@ def run_study(
 
     The settings of an analysis may hold ``models``, its own list of them.  Cells that are there already are loaded, not run.
     With ``keep_going`` a cell that fails is yielded with its error and the rest are run.  ``shard``: (rank, world).
+    They are used again only if model, data and analysis are the same; a cell that another process measures is waited for.
     Errors: UserError for an unknown analysis or setting, or if a cell is there that was made with other settings.
     """
-    cells, folder = plan(models, analyses, settings), Path(out) if out is not None else None
-    there = {
-        (cell.model, cell.analysis): result
-        for cell in cells
-        if folder and (result := _unless_damaged(partial(stored, folder, cell, overwrite=overwrite), show)) is not None
-    }
-    if folder:
-        store_request(folder, cells, settings, _unless_damaged(partial(read_request, folder), show))
+    cells, postponed = plan(models, analyses, settings), []
+    how = _How(Path(out) if out is not None else None, keep_going, overwrite, shard, show)
+    earlier: dict[tuple[str, str], _Earlier] = {}
+    if how.folder:
+        start_study(how.folder, cells)
+        earlier = {(cell.model, cell.analysis): _earlier(cell, how) for cell in cells}
+        if damage := store_request(how.folder, cells, settings):
+            show(f"{damage}: it is made again")
+    identities = Identities()
     for model in dict.fromkeys(cell.model for cell in cells):
         own = [cell for cell in cells if cell.model == model]
-        done = {cell.analysis: there[model, cell.analysis] for cell in own if (model, cell.analysis) in there}
-        yield from (Outcome(cell, done[cell.analysis], skipped=True) for cell in own if cell.analysis in done)
-        reasons = {
-            cell.analysis: reason
-            for cell in own
-            if folder and not overwrite and (reason := _unless_damaged(partial(not_applicable, folder, cell), show)) is not None
-        }
-        yield from (Outcome(cell, None, reasons[cell.analysis], True, False) for cell in own if cell.analysis in reasons)
-        todo = [cell for cell in own if cell.analysis not in (*done, *reasons)]
-        for outcome in _outcomes(todo, folder, keep_going, shard, show) if todo else ():
-            if folder and not outcome.missing:
-                store(folder, outcome.cell, outcome.result, outcome.error, applicable=outcome.applicable)
-                if outcome.result is not None:
-                    shutil.rmtree(_unfinished(folder, outcome.cell), ignore_errors=True)
-            yield outcome
+        loaded = _Loaded(own[0], identities)
+        reused = {cell.analysis: _reused(loaded, cell, earlier, how) for cell in own}
+        yield from (outcome for outcome in reused.values() if outcome)
+        postponed += yield from _unlocked(loaded, [cell for cell in own if not reused[cell.analysis]], earlier, how)
+    for cell in postponed:
+        assert how.folder is not None
+        show(f"{cell.model} {cell.analysis}: another process measures it, and its result is waited for")
+        with locked(home_of(how.folder, cell), cell.analysis, wait=True):
+            yield from _measured(_Loaded(cell, identities), [cell], earlier, how)
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a study runs; the arguments of `run_study`."""
+
+    folder: Path | None
+    keep_going: bool
+    overwrite: bool
+    shard: tuple[int, int]
+    show: Show
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """The result of a cell that was there, and which file it was."""
+
+    result: Result | None
+    file: tuple[int, int] | None
+
+
+def _earlier(cell: Cell, how: _How) -> _Earlier:
+    """What is stored of a cell.  Errors: UserError if it answers another request."""
+    assert how.folder is not None
+    folder, file = how.folder, _file(how.folder, cell)
+    return _Earlier(_unless_damaged(lambda: stored(folder, cell, overwrite=how.overwrite), how.show), file)
+
+
+def _file(folder: Path, cell: Cell) -> tuple[int, int] | None:
+    """What changes when a result is stored."""
+    try:
+        about = (result_folder(folder, cell) / DOCUMENT).stat()
+    except OSError:
+        return None
+    return about.st_mtime_ns, about.st_ino
 
 
 def _unless_damaged(read: Callable[[], T | None], show: Show) -> T | None:
@@ -131,49 +170,157 @@ def _unless_damaged(read: Callable[[], T | None], show: Show) -> T | None:
         return None
 
 
-def _outcomes(
-    cells: Sequence[Cell], folder: Path | None, keep_going: bool, shard: tuple[int, int], show: Show
-) -> Iterator[Outcome]:
-    """The cells of one model, which is loaded once."""
-    loaded = _Loaded(cells[0])
+def _reused(loaded: _Loaded, cell: Cell, earlier: Mapping[tuple[str, str], _Earlier], how: _How) -> Outcome | None:
+    """What an earlier run measured, if it is the same model, data and analysis; None if the cell is to be measured."""
+    folder = how.folder
+    if folder is None or how.overwrite:
+        return None
     try:
-        if folder:
-            store_model(folder, loaded.units())
-        loaded.model  # noqa: B018
+        if (result := earlier[cell.model, cell.analysis].result) is not None:
+            same = _is_same(loaded, cell, result.provenance.get("identity"), how)
+            return Outcome(cell, result, skipped=True) if same else None
+        reason = _unless_damaged(lambda: not_applicable(folder, cell), how.show)
+        same = reason is not None and _is_same(loaded, cell, reason.identity, how)
+        return Outcome(cell, None, reason.reason, True, False) if reason and same else None
     except Exception as error:
-        if not keep_going:
+        if not how.keep_going:
             raise
-        yield from (Outcome(cell, None, _sentence(error)) for cell in cells)
-        return
+        return _saved(Outcome(cell, None, _sentence(error)), how)
+
+
+def _is_same(loaded: _Loaded, cell: Cell, identity: Any, how: _How) -> bool:
+    """Whether this is the identity of the cell; if not, it is said."""
+    change = loaded.identities.change(identity, cell, loaded.placed)
+    if change:
+        assert how.folder is not None
+        how.show(f"{result_folder(how.folder, cell)} {change}: it is measured again")
+    return not change
+
+
+def _unlocked(
+    loaded: _Loaded, cells: Sequence[Cell], earlier: Mapping[tuple[str, str], _Earlier], how: _How
+) -> Generator[Outcome, None, list[Cell]]:
+    """Measure the cells of one model that no other process measures; returns the others."""
+    postponed: list[Cell] = []
     for group in passes(cells):
-        yield from _of_group(loaded, group, folder, keep_going, shard, show)
+        with ExitStack() as locks:
+            mine = [cell for cell in group if _take(locks, cell, how)]
+            postponed += [cell for cell in group if cell not in mine]
+            yield from _measured(loaded, mine, earlier, how)
+    return postponed
 
 
-def _of_group(
-    loaded: _Loaded, group: Sequence[Cell], folder: Path | None, keep_going: bool, shard: tuple[int, int], show: Show
+def _take(locks: ExitStack, cell: Cell, how: _How) -> bool:
+    """Whether nobody else measures the cell; it is then locked.  Shards measure one cell together."""
+    if how.folder is not None and how.shard[1] == 1:
+        try:
+            locks.enter_context(locked(home_of(how.folder, cell), cell.analysis))
+        except Busy:
+            return False
+    return True
+
+
+def _measured(
+    loaded: _Loaded, cells: Sequence[Cell], earlier: Mapping[tuple[str, str], _Earlier], how: _How
 ) -> Iterator[Outcome]:
+    """The outcomes of cells that run together, stored; those that another process stored meanwhile are not measured."""
+    left = []
+    for cell in cells:
+        if how.folder and _file(how.folder, cell) != earlier[cell.model, cell.analysis].file:
+            try:
+                now = {(cell.model, cell.analysis): _earlier(cell, how)}
+            except UserError as error:  # of another request
+                if not how.keep_going:
+                    raise
+                yield Outcome(cell, None, _sentence(error))
+                continue
+            if outcome := _reused(loaded, cell, now, how):
+                yield outcome
+                continue
+        left.append(cell)
+    for outcome in _outcomes(loaded, left, how) if left else ():
+        yield _saved(outcome, how)
+
+
+def _saved(outcome: Outcome, how: _How) -> Outcome:
+    """The outcome, stored if nothing of it is missing."""
+    if how.folder and not outcome.missing:
+        store(
+            how.folder, outcome.cell, outcome.result, outcome.error,
+            applicable=outcome.applicable, identity=outcome.identity,
+        )  # fmt: skip
+        if outcome.result is not None:
+            shutil.rmtree(_unfinished(how.folder, outcome.cell), ignore_errors=True)
+    return outcome
+
+
+def _outcomes(loaded: _Loaded, cells: Sequence[Cell], how: _How) -> Iterator[Outcome]:
+    """The outcomes of cells that run together; all fail if the model cannot be loaded."""
+    if failure := loaded.failure(how):
+        yield from (Outcome(cell, None, failure) for cell in cells)
+    else:
+        yield from _of_group(loaded, cells, how)
+
+
+def _of_group(loaded: _Loaded, group: Sequence[Cell], how: _How) -> Iterator[Outcome]:
     """Cells that run together; one by one if the model has no answer to one of them."""
+    identities: dict[str, Identity] = {}
     try:
-        results = _measure(loaded, group, folder, shard, show)
+        if how.folder:
+            identities = {cell.analysis: loaded.identities.of(cell, loaded.placed) for cell in group}
+        with described_failures(loaded.model, lambda: loaded.first_images(group[0])):
+            results = _measure(loaded, group, identities, how)
     except Exception as error:
-        if not keep_going:
+        if not how.keep_going:
             raise
         if isinstance(error, NotApplicable) and len(group) > 1:
             for cell in group:
-                yield from _of_group(loaded, [cell], folder, keep_going, shard, show)
+                yield from _of_group(loaded, [cell], how)
         else:
-            applicable = not isinstance(error, NotApplicable)
-            yield from (Outcome(cell, None, _sentence(error), applicable=applicable) for cell in group)
+            reason, applicable = _sentence(error), not isinstance(error, NotApplicable)
+            for cell in group:
+                yield Outcome(cell, None, reason, applicable=applicable, identity=identities.get(cell.analysis))
     else:
-        yield from (Outcome(cell, result) for cell, result in zip(group, results, strict=True))
+        for cell, result in zip(group, results, strict=True):
+            yield Outcome(cell, result, identity=identities.get(cell.analysis))
 
 
 class _Loaded:
     """The model of a cell, and data for it, loaded when they are first needed."""
 
-    def __init__(self, cell: Cell) -> None:
-        self.cell = cell
+    def __init__(self, cell: Cell, identities: Identities) -> None:
+        self.cell, self.identities = cell, identities
         self._data: dict[tuple[str, str], Any] = {}
+        self._failure: str | None = None
+
+    def failure(self, how: _How) -> str:
+        """Why the model cannot be used; empty if it can, and then its units are written down."""
+        if self._failure is None:
+            try:
+                with described_failures():
+                    self._look(how)
+                self._failure = ""
+            except Exception as error:
+                if not how.keep_going:
+                    raise
+                self._failure = _sentence(error)
+        return self._failure
+
+    def _look(self, how: _How) -> None:
+        """Write down the units, and say what is unusual."""
+        images = to_model(self.first_images(self.cell)[:2], self.model)
+        if caution := check_repeats(self.model, images):
+            how.show(f"{self.cell.model}: {caution}")
+        if how.folder:
+            store_model(how.folder, self._units(images))
+
+    def first_images(self, cell: Cell) -> Tensor:
+        """The first batch of the images that a cell is about."""
+        return next(iter(self.data(cell)))[0]
+
+    def placed(self, name: str, cell: Cell) -> Any:
+        """This model, or another that a cell needs."""
+        return self.model if name == self.cell.model else _placed(name, cell)
 
     @cached_property
     def model(self) -> Any:
@@ -187,15 +334,14 @@ class _Loaded:
             shared = cell.shared
             self._data[name, split] = load_data(
                 name, model=self.model, split=split, limit=shared.limit, seed=shared.seed,
-                batch_size=shared.batch_size or 32, workers=shared.workers, root=shared.data_root, download=shared.download,
+                batch_size=cell.batch_size, workers=shared.workers, root=shared.data_root, download=shared.download,
                 classes=cell.classes,
             )  # fmt: skip
         return self._data[name, split]
 
-    def units(self) -> ModelUnits:
+    def _units(self, images: Tensor) -> ModelUnits:
         """The model's word, and a row a unit."""
-        images, _ = next(iter(self.data(self.cell)))
-        traced = units(self.model, to_model(images[:2], self.model))
+        traced = units(self.model, images)
         rows = [UnitRow(**described(u), shape=list(u.shape), identity=u.identity, removable=bool(u.branch)) for u in traced]
         return ModelUnits(self.cell.model, spell(traced), parameters(self.model), rows)
 
@@ -219,9 +365,7 @@ def _model(name: str, cell: Cell) -> Any:
     return load_model(name, pretrained=shared.pretrained, num_classes=classes, seed=shared.seed)
 
 
-def _measure(
-    loaded: _Loaded, cells: Sequence[Cell], folder: Path | None, shard: tuple[int, int], show: Show
-) -> Sequence[Result]:
+def _measure(loaded: _Loaded, cells: Sequence[Cell], identities: Mapping[str, Identity], how: _How) -> Sequence[Result]:
     """The results of cells that run together."""
     first, shared = cells[0], cells[0].shared
     common: dict[str, Any] = {"name": first.model, "resamples": shared.resamples, "seed": shared.seed}
@@ -230,19 +374,19 @@ def _measure(
     entry = first.entry
     if entry.shares_a_pass(first.settings):
         reducers = {cell.entry.reducer_type(): cell.entry.settings(**cell.settings) for cell in cells}
-        return single_pass(loaded.model, Counted(loaded.data(first), title, show), reducers, **at, **common)
+        return single_pass(loaded.model, Counted(loaded.data(first), title, how.show), reducers, **at, **common)
     own = _objects(first)
     if entry.training_loss is None:
-        data = Counted(loaded.data(first), title, show)
+        data = Counted(loaded.data(first), title, how.show)
         return [entry.function(loaded.model, data, **own, **common, **(at if entry.reads_stream else {}))]
     batches = _training_batches(loaded.model, first)
     if hasattr(entry.module, "plan"):
         title += f" ({entry.module.plan(loaded.model, batches, entry.settings(**_own_settings(first)))})"
     pieces: dict[str, Any] = {
-        "partial_results": _partial_results(folder, first, loaded.model),
-        "track": partial(Counted, what=title, show=show, unit="steps"),
+        "partial_results": _partial_results(how.folder, first, identities),
+        "track": partial(Counted, what=title, show=how.show, unit="steps"),
     }
-    return [entry.function(loaded.model, batches, **own, **common, **pieces, **({"shard": shard} if entry.shards else {}))]
+    return [entry.function(loaded.model, batches, **own, **common, **pieces, **({"shard": how.shard} if entry.shards else {}))]
 
 
 def _own_settings(cell: Cell) -> dict[str, Any]:
@@ -290,15 +434,15 @@ def dividing(images: int, most: int) -> int:
     return next((size for size in range(most, most // 2, -1) if size % 2 == 0 and images % size == 0), most)
 
 
-def _partial_results(folder: Path | None, cell: Cell, model: Any) -> PartialResults:
-    """Where the finished pieces of a cell are stored: for this request and these weights."""
+def _partial_results(folder: Path | None, cell: Cell, identities: Mapping[str, Identity]) -> PartialResults:
+    """Where the finished pieces of a cell are stored: for this request of this model and these data."""
     if folder is None:
         return PartialResults(None, {})
-    return PartialResults(_unfinished(folder, cell), {**cell.request(), "weights_sha256": weights_sha256(model)})
+    return PartialResults(_unfinished(folder, cell), {**cell.request(), "identity": asdict(identities[cell.analysis])})
 
 
 def _unfinished(folder: Path, cell: Cell) -> Path:
-    return folder / folder_name(cell.model) / f".partial-{cell.analysis}"
+    return home_of(folder, cell) / f".partial-{cell.analysis}"
 
 
 def _sentence(error: Exception) -> str:

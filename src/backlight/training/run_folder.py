@@ -7,7 +7,7 @@
     OUT/best/               the model of the best evaluation so far
     OUT/model.json ...      the model, when the run is complete
 
-Each of these models is a MODEL for every command.
+Each of these models is a MODEL for every command.  One process at a time trains into a folder.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import io
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -29,7 +30,8 @@ from backlight.analyses.calibration import calibration
 from backlight.data.loading import Data
 from backlight.devices import device_named, first_process, local_device
 from backlight.errors import UserError
-from backlight.files import refuse_foreign, unwritable, write_atomic
+from backlight.files import clear_drafts, refuse_foreign, unwritable, write_atomic
+from backlight.locks import LOCK, locked
 from backlight.models.sources.saved import DESCRIPTION, SavedModel, describe, save_model
 from backlight.numerics.student import student
 from backlight.progress import Progress, clock
@@ -67,22 +69,30 @@ def train_to_folder(
     """Train a model by name on data by name; yields lines for people, and progress.
 
     The settings are those of `Execution`.  Ctrl-C and SIGTERM write a checkpoint first.
-    Errors: UserError for what cannot be trained or resumed.
+    Errors: UserError for what cannot be trained or resumed, and if another process trains into the folder.
     """
     execution = Execution(
         resume=resume, overwrite=overwrite, device=device, threads=threads, compile=compile, workers=workers,
         data_root=data_root, download=download, checkpoint_seconds=checkpoint_seconds, log=log,
     )  # fmt: skip
-    first = first_process()
+    with locked(out) if first_process() else nullcontext():
+        yield from trained(run, out, execution)
+
+
+def trained(run: Run, out: Path, execution: Execution) -> Iterator[str | Progress]:
+    """The same in a folder that no other process uses."""
+    first, resume, overwrite, log = first_process(), execution.resume, execution.overwrite, execution.log
     refuse_missing_tracker(log)
+    if first:
+        clear_drafts(path for below in ("", "*/", "snapshots/*/") for path in out.glob(f"{below}.*"))
     if is_complete(run, out, resume=resume, overwrite=overwrite) if first else resume and (out / DESCRIPTION).exists():
         yield f"{out} is complete: nothing is left to train"
         return
-    if threads:
-        torch.set_num_threads(threads)
+    if execution.threads:
+        torch.set_num_threads(execution.threads)
     prepared = prepare(run, execution)
-    prepared.model.to(device_named(local_device(device)))
-    training = train(prepared.model, prepared.images, run.schedule(), seed=run.seed, compile=compile)
+    prepared.model.to(device_named(local_device(execution.device)))
+    training = train(prepared.model, prepared.images, run.schedule(), seed=run.seed, compile=execution.compile)
     if first:
         start_folder(run, out, overwrite=overwrite)  # only now, because everything else is valid
     tracker = start_tracker(log, out, run.request()) if first else None
@@ -101,7 +111,7 @@ def train_to_folder(
                     writer.checkpoint()
                     yield f"stopped at step {training.step}: --resume resumes from there"
                     raise Stopped(signals[0])
-                if time.monotonic() - writer.saved_at >= checkpoint_seconds and training.step < training.steps:
+                if time.monotonic() - writer.saved_at >= execution.checkpoint_seconds and training.step < training.steps:
                     writer.checkpoint()
         except UserError as error:
             newest = next(iter(checkpoint_folders(out / CHECKPOINTS)), None)
@@ -117,6 +127,8 @@ def over_seeds(run: Run, out: Path, seeds: Sequence[int], **execution: Any) -> I
     """
     if len(set(seeds)) < len(seeds):
         raise UserError(f"seeds is {', '.join(map(str, seeds))}; each seed must be given once")
+    if first_process():
+        clear_drafts(out.glob(".*"))
     for seed in seeds:
         yield f"seed {seed}"
         yield from train_to_folder(replace(run, seed=seed), out / f"seed-{seed}", **execution)
@@ -251,7 +263,7 @@ def is_complete(run: RunRecord, out: Path, *, resume: bool, overwrite: bool) -> 
     Errors: UserError if the folder holds anything and neither flag is given, another run, or damaged files.
     """
     try:
-        names = {path.name for path in out.iterdir()} if out.exists() else set()
+        names = {path.name for path in out.iterdir()} - {LOCK} if out.exists() else set()
     except OSError as error:
         raise UserError(f"{out} cannot be read: {error.strerror}; choose another --out") from error
     if overwrite:
@@ -268,11 +280,20 @@ def is_complete(run: RunRecord, out: Path, *, resume: bool, overwrite: bool) -> 
 def start_folder(run: RunRecord, out: Path, *, overwrite: bool) -> None:
     """Write the request into the folder.  Errors: UserError if the folder cannot be written."""
     if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
+        remove_contents(out)
     try:
         write_atomic(out / RUN, encoded(run))
     except OSError as error:
         raise unwritable(out, error) from error
+
+
+def remove_contents(folder: Path) -> None:
+    """Remove what a folder holds, its lock excepted."""
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink(missing_ok=True)
 
 
 def read_for_resuming(file: Path, kind: type[R]) -> R | None:
