@@ -13,78 +13,32 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+
+from analyse import analyse
+from series import Planned, data_name, planned, read
 
 import backlight
 from backlight.errors import UserError
 
-HERE = Path("examples/paper")
 LOG_SECONDS = 60.0  # between two lines of one training
 
 
-@dataclass(frozen=True)
-class Planned:
-    """One training of the series."""
-
-    folder: Path
-    run: backlight.Run
-    seconds: float  # of one core, without evaluations; 0: not known
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is left to train."""
-        return (self.folder / "model.json").exists()
-
-
 def main() -> int:
-    """Run the stage; 0: complete, 1: a training failed, 130: stopped."""
+    """Run the stage; 0: complete, 1: a training failed, 5: an analysis failed, 130: stopped."""
     options = arguments()
-    scale = tomllib.loads((HERE / "trainings.toml").read_text())[options.scale]
-    series = list(planned(scale, options))
+    series = list(planned(read("trainings.toml")[options.scale], options))
     if options.stage == "plan":
         show_plan(series)
         return 0
     try:
+        if options.stage == "analyse":
+            return 5 if analyse(series, options, data_name(options), say) else 0
         return train(series, options)
     except KeyboardInterrupt:
         say("stopped; the same command resumes")
         return 130
-
-
-def planned(scale: Mapping[str, Any], options: argparse.Namespace) -> Iterator[Planned]:
-    """The trainings in their order."""
-    changes = {**scale["recipe"], **({"epochs": options.epochs} if options.epochs else {})}
-    recipe = backlight.recipe(changes.pop("name"), **changes)
-    data = data_name(options)
-    for entry in options.only or scale["order"]:
-        name, _, seed = entry.partition("/")
-        own = scale["models"][name]
-        model = {**scale["models"].get(own.get("like"), {}), **own}
-        fraction, hold = model.get("fraction", 1.0), model.get("hold", "epochs")
-        snapshots = [s for s in model.get("snapshots", scale["snapshots"]) if not s.isdigit() or int(s) <= recipe.epochs]
-        run = backlight.Run(
-            model=model["model"], recipe=recipe, data=data, limit=options.limit, fraction=fraction, hold=hold,
-            snapshots=tuple(snapshots), seed=int(seed),
-        )  # fmt: skip
-        passes = recipe.epochs * (fraction if hold == "epochs" else 1.0) * (options.limit or 50_000) / 50_000
-        yield Planned(options.out / options.scale / name / f"seed-{seed}", run, model.get("seconds", 0) * passes)
-
-
-def data_name(options: argparse.Namespace) -> str:
-    """The data as the trainings record it: a name, or a link in the folder of results, so that no path of a machine is kept."""
-    if not Path(options.data).is_dir():
-        return str(options.data)
-    link: Path = options.out / "data"
-    if options.stage == "train" and link.resolve() != Path(options.data).resolve():
-        options.out.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(Path(options.data).resolve(), target_is_directory=True)
-    return str(link)
 
 
 def train(series: list[Planned], options: argparse.Namespace) -> int:
@@ -132,7 +86,7 @@ def say(line: str) -> None:
 def arguments() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=("train", "plan"), required=True)
+    parser.add_argument("--stage", choices=("plan", "train", "analyse"), required=True)
     parser.add_argument("--scale", choices=("small", "paper"), default="small")
     parser.add_argument("--data", default="cifar100", help="CIFAR-100: a folder, or cifar100 below --data-root")
     parser.add_argument("--data-root")
@@ -142,6 +96,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="MODEL/SEED", help="only these trainings, in this order")
     parser.add_argument("--epochs", type=int, help="instead of those in trainings.toml")
     parser.add_argument("--limit", type=int, help="train on so many images: a trial")
+    parser.add_argument("--trained", metavar="DIR", help="analyse the models in DIR/MODEL/seed-N, for instance the shipped ones")
+    parser.add_argument("--quick", action="store_true", help="analyse in a few minutes: too small for most verdicts")
     return parser.parse_args()
 
 
