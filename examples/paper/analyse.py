@@ -1,4 +1,4 @@
-"""The studies of the trained models: those of `studies/`, of the models that `studies.toml` lists, as far as they are trained."""
+"""The studies of the trained models: `studies/` says what is measured, `studies.toml` of which trainings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ class Study:
 
 
 def analyse(series: Sequence[Planned], options: argparse.Namespace, data: str, say: Say) -> int:
-    """Run every study of what is trained, into one folder each; what is there is not run again.  Returns how many cells failed."""
+    """Run every study of what is trained, each into its folder; what is there is not run again.
+
+    Returns how many cells failed.
+    """
     failed = 0
     shared = {"data": data, "data_root": options.data_root, "device": options.device}
     for study in planned_studies(series, options):

@@ -1,11 +1,14 @@
-"""The trainings behind the claims, one after another; a second call resumes.  Run it from the root of the repository.
+"""The paper, measured again: trainings, their analyses, and the page about them.  Run it from the root of the repository.
 
+    python examples/paper/run.py --stage plan                                       # what would be trained, and what is
     python examples/paper/run.py --stage train --scale small --data FOLDER          # a CPU: hours
     python examples/paper/run.py --stage train --scale paper --data-root DIR        # the paper's models and recipe: GPUs
-    python examples/paper/run.py --stage plan                                       # what would be trained, and what is
+    python examples/paper/run.py --stage analyse --data FOLDER                      # what is trained; --quick: a trial
+    python examples/paper/run.py --stage write                                      # docs/claims.md from the stored results
 
-`trainings.toml` beside this file lists models, recipe and order.  Each training is a folder OUT/SCALE/MODEL/seed-N, as
-`backlight train` writes it.  Ctrl-C and SIGTERM write a checkpoint, and the exit code is 130.
+A second call resumes.  `trainings.toml` lists models, recipe and order; each training is a folder OUT/SCALE/MODEL/seed-N, as
+`backlight train` writes it.  `studies.toml` and `studies/` say what is measured, `statements.toml` what decides each statement
+of the paper.  Ctrl-C and SIGTERM write a checkpoint, and the exit code is 130.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from analyse import analyse
+from analyse import analyse, results_folder
 from series import Planned, data_name, planned, read
+from store import store
+from write import PAGE, write
 
 import backlight
 from backlight.errors import UserError
@@ -32,9 +37,15 @@ def main() -> int:
     if options.stage == "plan":
         show_plan(series)
         return 0
+    if options.stage == "write":
+        PAGE.write_text(write(options.scale), encoding="utf-8")
+        return 0
     try:
         if options.stage == "analyse":
-            return 5 if analyse(series, options, data_name(options), say) else 0
+            failed = analyse(series, options, data_name(options), say)
+            if not options.quick:
+                say(f"stored in {store(results_folder(options), options.scale)}; next: --stage write")
+            return 5 if failed else 0
         return train(series, options)
     except KeyboardInterrupt:
         say("stopped; the same command resumes")
@@ -86,7 +97,7 @@ def say(line: str) -> None:
 def arguments() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=("plan", "train", "analyse"), required=True)
+    parser.add_argument("--stage", choices=("plan", "train", "analyse", "write"), required=True)
     parser.add_argument("--scale", choices=("small", "paper"), default="small")
     parser.add_argument("--data", default="cifar100", help="CIFAR-100: a folder, or cifar100 below --data-root")
     parser.add_argument("--data-root")
@@ -96,7 +107,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="MODEL/SEED", help="only these trainings, in this order")
     parser.add_argument("--epochs", type=int, help="instead of those in trainings.toml")
     parser.add_argument("--limit", type=int, help="train on so many images: a trial")
-    parser.add_argument("--trained", metavar="DIR", help="analyse the models in DIR/MODEL/seed-N, for instance the shipped ones")
+    parser.add_argument("--trained", metavar="DIR", help="analyse DIR/MODEL/seed-N, for instance the shipped models")
     parser.add_argument("--quick", action="store_true", help="analyse in a few minutes: too small for most verdicts")
     return parser.parse_args()
 

@@ -106,7 +106,7 @@ def measure(
     if settings.precision == "bfloat16":
         facts["agreement"] = _agreement(rows, settings)
     tested = [] if missing else claims(nll, curvature, settings, image_count(fixed))
-    arrays = plane.arrays if missing else plane.arrays | {"per_image/rise": _rise(points, settings).astype(np.float32)}
+    arrays = plane.arrays if missing else plane.arrays | _per_image(points, settings)
     return Landscape(model_name(model, name), table, tested, facts, arrays)
 
 
@@ -325,6 +325,12 @@ def _table(points: Points, nll: ResampledMean, decay: Array, bins: int, resample
         return point | cells["nll"] | {"decay": decay[p]} | cells["loss"] | cells["accuracy"] | cells["ece"]
 
     return [row(p) for p in range(len(points.x))]
+
+
+def _per_image(points: Points, settings: LandscapeSettings) -> Arrays:
+    """What models are compared by, image by image: the NLL at the centre, and its rise.  Shapes: (n,) each."""
+    numbers = {"nll": points.nll[len(points.nll) // 2], "rise": _rise(points, settings)}
+    return {f"per_image/{name}": values.astype(np.float32) for name, values in numbers.items()}
 
 
 def _rise(points: Points, settings: LandscapeSettings) -> Array:

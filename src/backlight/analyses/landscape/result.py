@@ -26,8 +26,8 @@ class Landscape(Result):
     """A row per grid point, x fastest: NLL, weight decay, their sum ``loss`` (nats), accuracy and ECE (fractions).
 
     ``arrays``: ``products``, the inner products of weights and directions; ``directions`` (directions, P) if they are small;
-    for a path of training ``path`` (snapshots, directions), in coordinates of the plane; ``per_image/rise`` (n,): the mean
-    rise of each image's NLL from the centre to a distance of half the radius.
+    for a path of training ``path`` (snapshots, directions), in coordinates of the plane; ``per_image/nll`` (n,): the NLL of
+    each image at the centre; ``per_image/rise`` (n,): its mean rise from the centre to a distance of half the radius.
     """
 
     analysis: ClassVar[str] = "landscape"
