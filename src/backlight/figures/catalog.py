@@ -1,0 +1,62 @@
+"""The figures of Park & Kim, "How Do Vision Transformers Work?" (ICLR 2022), by number: what each shows, and of what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from backlight.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from backlight.study.folder import Model
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """A figure of the paper."""
+
+    number: str
+    shows: str
+    analyses: tuple[str, ...]  # results that a model needs to be in it
+    drawn_by: str  # module:function, of the models that are in it
+
+    def function(self) -> Callable[[Sequence[Model]], Figure]:
+        """What draws it; it imports matplotlib."""
+        module, _, name = self.drawn_by.partition(":")
+        return getattr(import_module(f"backlight.figures.{module}"), name)
+
+
+SPECTRA = "Density of the largest Hessian eigenvalues of each mini-batch, negative and positive."
+FIGURES = {
+    figure.number: figure
+    for figure in (
+        PaperFigure("1a", "The loss around the trained weights, without and with decay.", ("landscape",), "surfaces:draw"),
+        PaperFigure("1b", f"{SPECTRA}  A CNN and a ViT.", ("hessian",), "spectra:draw"),
+        PaperFigure("2a", "Δ log amplitude by frequency, a curve a unit.", ("fourier",), "panels:amplitudes"),
+        PaperFigure("2b", "Change of accuracy by the frequency of noise.", ("noise",), "noise:draw"),
+        PaperFigure("4", f"{SPECTRA}  All images and a few.", ("hessian",), "spectra:draw"),
+        PaperFigure("5", "Test error against training NLL.", ("calibration", "landscape"), "points:error_and_nll"),
+        PaperFigure("6", f"{SPECTRA}  Class token and average pooling.", ("hessian",), "spectra:draw"),
+        PaperFigure(
+            "7", "Error against training NLL, and the spectra, by the neighbourhood of attention.",
+            ("calibration", "landscape", "hessian"), "points:locality",
+        ),
+        PaperFigure("8", "Δ log amplitude at the highest frequency by depth.", ("fourier",), "panels:highest_amplitude"),
+        PaperFigure("9", "Variance of feature maps by depth.", ("variance",), "panels:variances"),
+        PaperFigure("10a", "CKA between units.", ("similarity",), "panels:similarities"),
+        PaperFigure("10b", "Change of accuracy without a unit.", ("lesion",), "panels:lesions"),
+        PaperFigure("12a", "Accuracy by the number of attentions.", ("calibration",), "points:build_up"),
+        PaperFigure("12b", "Accuracy under corruptions against accuracy.", ("calibration", "corruption"), "points:robustness"),
+    )
+}  # fmt: skip
+
+
+def figure_of(number: str) -> PaperFigure:
+    """The figure of this number.  Errors: UserError if it is not drawn here."""
+    if number not in FIGURES:
+        raise UserError(f"no figure is numbered {number!r}{did_you_mean(number, FIGURES)}; there are {', '.join(FIGURES)}")
+    return FIGURES[number]
