@@ -47,7 +47,7 @@ def analyse(series: Sequence[Planned], options: argparse.Namespace, data: str, s
     for study in planned_studies(series, options):
         out = results_folder(options) / study.name
         settings = StudySettings(**{**study.config.shared, **shared})
-        for done in run_study(study.trained, study.config.analyses, settings, out):
+        for done in run_study(study.trained, study.config.analyses, settings, out) if study.trained else ():
             failed += done.failed
             say(f"{study.name}: {done.model} {done.analysis}: {done.state}")
         for training in study.missing:
@@ -83,6 +83,16 @@ def results_folder(options: argparse.Namespace) -> Path:
     """The folder of all studies."""
     out: Path = options.out
     return out / options.scale / ("quick" if options.quick else "results")
+
+
+def read_moments() -> list[str]:
+    """The folders of the snapshots that are analysed, in that of a training."""
+    return list(dict.fromkeys(read("studies.toml")["moment"].values()))
+
+
+def with_results(folder: Path) -> dict[str, Path]:
+    """The studies in a folder that have a result: name -> folder."""
+    return {name: folder / name for name in STUDIES if any((folder / name).glob("*/*/result.json"))}
 
 
 def training_of(folder: str) -> str:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from analyse import STUDIES, training_of
+from analyse import training_of, with_results
 from measures import MEASURES, Summary
 from series import read
 
+from backlight.claims.comparable import why_not
 from backlight.claims.comparisons import Comparison, difference_of_means
 from backlight.claims.findings import over_models, pair
 from backlight.numerics.multiple import ALPHA, holm
@@ -26,6 +27,7 @@ from backlight.study.folder import Model, read_study
 #: Moment of training -> training, as MODEL/SEED -> its results.
 Stored = Mapping[str, Mapping[str, Model]]
 WORDS = {"holds": "held", "does not hold": "did not hold", "undecided": "undecided", "not comparable": "undecided"}
+UNKNOWN = {"value": math.nan, "low": math.nan, "high": math.nan}
 END, WARMUP, PUBLISHED = "end", "warmup", "published"
 
 
@@ -99,7 +101,7 @@ class Decided:
 
 def stored_results(folder: Path) -> Stored:
     """The results of the studies in a folder; what is absent is left out."""
-    studies = {name: read_study(folder / name) for name in STUDIES if (folder / name / "study.json").exists()}
+    studies = {name: read_study(path) for name, path in with_results(folder).items()}
     moments: dict[str, dict[str, Model]] = {END: {}, WARMUP: {}, PUBLISHED: {}}
     for name, study in studies.items():
         moment = moments.get(name, moments[END])
@@ -191,6 +193,8 @@ def quantity_of(row: Mapping[str, Any]) -> str:
 
 def _summary_claim(row: Mapping[str, Any], measure: Summary, first: Model, second: Model) -> Claim:
     results = first.results[measure.analysis], second.results[measure.analysis]
+    if reason := why_not(*results):
+        return Claim(**_about(row), **UNKNOWN, verdict="not comparable", count=0, over="images", reason=reason)
     count = int(results[0].provenance["images"])
     return Claim.of_sign(row["sign"], measure.difference(*results), count=count, **_about(row))
 

@@ -4,7 +4,9 @@
     python examples/paper/run.py --stage train --scale small --data FOLDER          # a CPU: hours
     python examples/paper/run.py --stage train --scale paper --data-root DIR        # the paper's models and recipe: GPUs
     python examples/paper/run.py --stage analyse --data FOLDER                      # what is trained; --quick: a trial
-    python examples/paper/run.py --stage write                                      # docs/claims.md from the stored results
+    python examples/paper/run.py --stage write                                      # docs/claims.md and docs/gallery
+
+    python examples/paper/run.py --stage pack --only vit/0                          # the weights, for the repository
 
 A second call resumes.  `trainings.toml` lists models, recipe and order; each training is a folder OUT/SCALE/MODEL/seed-N, as
 `backlight train` writes it.  `studies.toml` and `studies/` say what is measured, `statements.toml` what decides each statement
@@ -20,9 +22,10 @@ from datetime import datetime
 from pathlib import Path
 
 from analyse import analyse, results_folder
+from pack import pack
 from series import Planned, data_name, planned, read
 from store import store
-from write import PAGE, write
+from write import write
 
 import backlight
 from backlight.errors import UserError
@@ -38,7 +41,11 @@ def main() -> int:
         show_plan(series)
         return 0
     if options.stage == "write":
-        PAGE.write_text(write(options.scale), encoding="utf-8")
+        write(options.scale)
+        return 0
+    if options.stage == "pack":
+        for folder, size in pack(series, options):
+            say(f"{folder}: {size / 1e6:.2f} MB")
         return 0
     try:
         if options.stage == "analyse":
@@ -97,7 +104,7 @@ def say(line: str) -> None:
 def arguments() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=("plan", "train", "analyse", "write"), required=True)
+    parser.add_argument("--stage", choices=("plan", "train", "analyse", "write", "pack"), required=True)
     parser.add_argument("--scale", choices=("small", "paper"), default="small")
     parser.add_argument("--data", default="cifar100", help="CIFAR-100: a folder, or cifar100 below --data-root")
     parser.add_argument("--data-root")

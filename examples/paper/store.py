@@ -5,15 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from analyse import STUDIES
+from analyse import with_results
 from write import STORED
 
 
 def store(results: Path, scale: str) -> Path:
     """Replace the stored results of a scale by these.  Returns their folder."""
     folder = STORED / scale
-    for name in STUDIES:
-        if (results / name / "study.json").exists():
-            shutil.rmtree(folder / name, ignore_errors=True)
-            shutil.copytree(results / name, folder / name, ignore=shutil.ignore_patterns(".*", "*.png", "*.pdf", "*.html"))
+    for name, study in with_results(results).items():
+        shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.copytree(study, folder / name, ignore=shutil.ignore_patterns(".*", "*.png", "*.pdf", "*.html"))
     return folder

@@ -13,6 +13,7 @@ from analyse import train_command
 from commands import command_of
 from defects import defects
 from evidence import END, WARMUP, Decided, Stored, decided, stored_results
+from gallery import GALLERY, write_gallery
 from series import read
 
 from backlight.results.claim import Claim
@@ -22,9 +23,17 @@ PAGE = Path("docs/claims.md")
 STORED = Path("examples/paper/results")
 
 
-def write(scale: str, folder: Path | None = None) -> str:
-    """The page."""
-    stored = stored_results(folder or STORED / scale)
+def write(scale: str) -> None:
+    """Write the page and the gallery."""
+    results = STORED / scale
+    PAGE.write_text(page(scale, results), encoding="utf-8")
+    gallery = write_gallery(results, decided(stored_results(results)))
+    (GALLERY / "README.md").write_text(gallery, encoding="utf-8")
+
+
+def page(scale: str, results: Path) -> str:
+    """The page about the results in a folder."""
+    stored = stored_results(results)
     statements = decided(stored)
     parts = [
         _introduction(statements),
