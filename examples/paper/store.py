@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
-from analyse import with_results
+from analyse import training_of, with_results
 from write import STORED
+
+from backlight.study.folder import REQUEST, UNITS
+
+OMITTED = shutil.ignore_patterns(".*", "*.png", "*.pdf")
 
 
 def store(results: Path, scale: str) -> Path:
-    """Replace the stored results of a scale by these.  Returns their folder."""
-    folder = STORED / scale
+    """Replace the stored results of a scale by these, a folder STUDY/MODEL-SEED a training.  Returns their folder."""
     for name, study in with_results(results).items():
-        shutil.rmtree(folder / name, ignore_errors=True)
-        shutil.copytree(study, folder / name, ignore=shutil.ignore_patterns(".*", "*.png", "*.pdf", "*.html"))
-    return folder
+        target = STORED / scale / name
+        shutil.rmtree(target, ignore_errors=True)
+        for units in study.glob(f"*/{UNITS}"):
+            training = training_of(json.loads(units.read_text(encoding="utf-8"))["model"])
+            shutil.copytree(units.parent, target / training.replace("/", "-"), ignore=OMITTED)
+        shutil.copyfile(study / REQUEST, target / REQUEST)
+    return STORED / scale
