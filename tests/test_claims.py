@@ -447,6 +447,7 @@ def test_landscape_per_image(toy: Any, tmp_path: Path, monkeypatch: pytest.Monke
     centre = next(row["nll"] for row in result.table if row["x"] == row["y"] == 0)
     ring = [row["nll"] - centre for row in result.table if 0.25 <= math.hypot(row["x"], row["y"]) <= 0.75]
     assert len(ring) == 8  # the eight neighbours of the centre
+    assert mean_of(result, "nll") == pytest.approx(centre, abs=1e-5)
     assert mean_of(result, "rise") == pytest.approx(np.mean(ring), abs=1e-5)
     monkeypatch.setattr(Result, "figure", lambda self: Figure(figsize=(1, 1)))
     again = load(type(result).save(result, tmp_path / "toy" / "landscape"))
