@@ -16,45 +16,42 @@ from backlight.errors import UserError
 from backlight.figures.drawing import draw, models_in, save
 from backlight.study.folder import Model
 
-GALLERY = Path("docs/gallery")
 AS_PUBLISHED = "As the official code measures it (`--paper`), of the trained models:"
 
 
-def write_gallery(results: Path, decided: Sequence[Decided]) -> str:
+def write_gallery(folder: Path, results: Path, decided: Sequence[Decided]) -> str:
     """Draw every figure of which a model is there, and return the page."""
-    GALLERY.mkdir(parents=True, exist_ok=True)
-    sections = [section for entry in read("gallery.toml")["figure"] for section in _sections(entry, results, decided)]
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = [section for entry in read("gallery.toml")["figure"] for section in _sections(entry, folder, results, decided)]
     return "\n".join(["# Gallery\n", read("texts.toml")["gallery"], *sections])
 
 
-def _sections(entry: Mapping[str, Any], results: Path, decided: Sequence[Decided]) -> Iterator[str]:
+def _sections(entry: Mapping[str, Any], folder: Path, results: Path, decided: Sequence[Decided]) -> Iterator[str]:
     """The section of a figure, with its second drawing if the official code's differs."""
     name = entry.get("file", entry["number"])
     yield f"## Figure {name}. {entry['title']}\n\n**The paper:** {entry['paper']}\n"
-    yield _drawn(entry, results, name, entry["studies"])
+    yield _drawn(entry, results, folder / f"{name}.png", entry["studies"])
     if entry.get("published"):
-        yield _drawn(
-            entry,
-            results,
-            f"{name}-published",
-            [PUBLISHED],
-            AS_PUBLISHED,
-        )
+        yield _drawn(entry, results, folder / f"{name}-published.png", [PUBLISHED], AS_PUBLISHED)
     yield f"**Decided:** {_verdicts(entry['items'], decided)}.\n"
 
 
-def _drawn(entry: Mapping[str, Any], results: Path, name: str, studies: Sequence[str], lead: str = "") -> str:
+def _drawn(entry: Mapping[str, Any], results: Path, picture: Path, studies: Sequence[str], lead: str = "") -> str:
     """The picture of the models that are there, what is missing, and the command."""
     folders = [folder for study, folder in with_results(results).items() if study in studies]
     models = models_in(folders)
     chosen = [model for pattern in entry["models"] for model in models if fnmatchcase(training_of(model.name), pattern)]
     try:
-        save(draw(entry["number"], chosen), GALLERY / f"{name}.png")
+        save(draw(entry["number"], chosen), picture)
     except UserError:
-        (GALLERY / f"{name}.png").unlink(missing_ok=True)
+        picture.unlink(missing_ok=True)
         return f"Not drawn: {_missing(entry['models'], [])}.\n"
     missing = _missing(entry["models"], chosen)
-    about = [f"{lead}\n", f"![Figure {name}: {entry['title']}]({name}.png)\n", f"Not in it: {missing}.\n" if missing else ""]
+    about = [
+        f"{lead}\n",
+        f"![Figure {picture.stem}: {entry['title']}]({picture.name})\n",
+        f"Not in it: {missing}.\n" if missing else "",
+    ]
     return "\n".join([*filter(lambda part: part.strip(), about), "```sh", command(entry, folders, chosen), "```", ""])
 
 

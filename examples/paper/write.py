@@ -13,22 +13,23 @@ from analyse import train_command
 from commands import command_of
 from defects import defects
 from evidence import END, WARMUP, Decided, Stored, decided, stored_results
-from gallery import GALLERY, write_gallery
+from gallery import write_gallery
 from series import read
 
 from backlight.results.claim import Claim
 from backlight.study.folder import Model
 
-PAGE = Path("docs/claims.md")
+DOCS = Path("docs")
 STORED = Path("examples/paper/results")
 
 
 def write(scale: str) -> None:
-    """Write the page and the gallery."""
+    """Write the page and the gallery: of the small models in the documentation, of others beside their rows."""
     results = STORED / scale
-    PAGE.write_text(page(scale, results), encoding="utf-8")
-    gallery = write_gallery(results, decided(stored_results(results)))
-    (GALLERY / "README.md").write_text(gallery, encoding="utf-8")
+    folder = DOCS if scale == "small" else results
+    (folder / "claims.md").write_text(page(scale, results), encoding="utf-8")
+    gallery = write_gallery(folder / "gallery", results, decided(stored_results(results)))
+    (folder / "gallery" / "README.md").write_text(gallery, encoding="utf-8")
 
 
 def page(scale: str, results: Path) -> str:
@@ -36,7 +37,7 @@ def page(scale: str, results: Path) -> str:
     stored = stored_results(results)
     statements = decided(stored)
     parts = [
-        _introduction(statements),
+        _introduction(statements, read("trainings.toml")[scale]["about"]),
         _overview(statements),
         "## Item by item\n",
         *(_item(list(group), scale) for _, group in groupby(statements, key=lambda each: each.item["number"])),
@@ -46,11 +47,13 @@ def page(scale: str, results: Path) -> str:
     return "\n".join(parts)
 
 
-def _introduction(statements: Sequence[Decided]) -> str:
+def _introduction(statements: Sequence[Decided], about: str) -> str:
     counts = Counter(each.verdict.split(" (")[0].split(",")[0] for each in statements)
     shown = ", ".join(f"{counts[word]} {word}" for word in sorted(counts, key=lambda word: -counts[word]))
     count = f"{len(statements)} statements in 23 items: {shown}."
-    return "\n".join(["# The paper, measured again\n", read("texts.toml")["introduction"], f"{count}\n"])
+    return "\n".join(
+        ["# The paper, measured again\n", read("texts.toml")["introduction"].replace("{about}", about), f"{count}\n"]
+    )
 
 
 def _overview(statements: Sequence[Decided]) -> str:
