@@ -47,12 +47,8 @@ def _drawn(entry: Mapping[str, Any], results: Path, picture: Path, studies: Sequ
         picture.unlink(missing_ok=True)
         return f"Not drawn: {_missing(entry['models'], [])}.\n"
     missing = _missing(entry["models"], chosen)
-    about = [
-        f"{lead}\n",
-        f"![Figure {picture.stem}: {entry['title']}]({picture.name})\n",
-        f"Not in it: {missing}.\n" if missing else "",
-    ]
-    return "\n".join([*filter(lambda part: part.strip(), about), "```sh", command(entry, folders, chosen), "```", ""])
+    about = [lead, f"![Figure {picture.stem}: {entry['title']}]({picture.name})", f"Not in it: {missing}." if missing else ""]
+    return "\n".join([*(f"{part}\n" for part in about if part), "```sh", command(entry, folders, chosen), "```", ""])
 
 
 def command(entry: Mapping[str, Any], folders: Sequence[Path], models: Sequence[Model]) -> str:

@@ -1,4 +1,7 @@
-"""The figures of Park & Kim, "How Do Vision Transformers Work?" (ICLR 2022), by number: what each shows, and of what."""
+"""The figures of Park & Kim, "How Do Vision Transformers Work?" (ICLR 2022), by number: what each shows, and of what.
+
+Two are ours: they take figures 2a and 8 apart, which are relative to the mean of a map.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,7 @@ FIGURES = {
         PaperFigure("1a", "The loss around the trained weights, without and with decay.", ("landscape",), "surfaces:draw"),
         PaperFigure("1b", f"{SPECTRA}  A CNN and a ViT.", ("hessian",), "spectra:draw"),
         PaperFigure("2a", "Δ log amplitude by frequency, a curve a unit.", ("fourier",), "panels:amplitudes"),
+        PaperFigure("2a-transfer", "Ours: log amplitude after a unit less that before it.", ("fourier",), "panels:transfers"),
         PaperFigure("2b", "Change of accuracy by the frequency of noise.", ("noise",), "noise:draw"),
         PaperFigure("4", f"{SPECTRA}  All images and a few.", ("hessian",), "spectra:draw"),
         PaperFigure("5", "Test error against training NLL.", ("calibration", "landscape"), "points:error_and_nll"),
@@ -46,6 +50,7 @@ FIGURES = {
             ("calibration", "landscape", "hessian"), "points:locality",
         ),
         PaperFigure("8", "Δ log amplitude at the highest frequency by depth.", ("fourier",), "panels:highest_amplitude"),
+        PaperFigure("8-parts", "Ours: figure 8's steps, of the mean and of the highest frequency.", ("fourier",), "panels:steps"),
         PaperFigure("9", "Variance of feature maps by depth.", ("variance",), "panels:variances"),
         PaperFigure("10a", "CKA between units.", ("similarity",), "panels:similarities"),
         PaperFigure("10b", "Change of accuracy without a unit.", ("lesion",), "panels:lesions"),

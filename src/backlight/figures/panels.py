@@ -26,6 +26,16 @@ def highest_amplitude(models: Sequence[Model]) -> Figure:
     return side_by_side(models, "fourier", "depth")
 
 
+def transfers(models: Sequence[Model]) -> Figure:
+    """Figure 2a unit by unit and absolute: what each unit does to a frequency."""
+    return side_by_side(models, "fourier", "transfer")
+
+
+def steps(models: Sequence[Model]) -> Figure:
+    """The steps of figure 8 in two parts: whether a unit changes the mean of a map or its highest frequency."""
+    return side_by_side(models, "fourier", "steps")
+
+
 def variances(models: Sequence[Model]) -> Figure:
     """Figure 9.  Variances of models differ by orders of magnitude, so each has a scale of its own."""
     return side_by_side(models, "variance", None, one_scale=False)
