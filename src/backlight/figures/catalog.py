@@ -50,7 +50,7 @@ FIGURES = {
             ("calibration", "landscape", "hessian"), "points:locality",
         ),
         PaperFigure("8", "Δ log amplitude at the highest frequency by depth.", ("fourier",), "panels:highest_amplitude"),
-        PaperFigure("8-parts", "Ours: figure 8's steps, of the mean and of the highest frequency.", ("fourier",), "panels:steps"),
+        PaperFigure("8-parts", "Ours: the steps of figure 8, of mean and highest frequency.", ("fourier",), "panels:steps"),
         PaperFigure("9", "Variance of feature maps by depth.", ("variance",), "panels:variances"),
         PaperFigure("10a", "CKA between units.", ("similarity",), "panels:similarities"),
         PaperFigure("10b", "Change of accuracy without a unit.", ("lesion",), "panels:lesions"),
