@@ -38,7 +38,10 @@ from backlight.models.sources.load import load_model  # noqa: E402
 from backlight.results.claim import Claim  # noqa: E402
 from backlight.results.result import Result  # noqa: E402
 from backlight.study.cells import load  # noqa: E402
+from backlight.study.config import read_config  # noqa: E402
 from backlight.study.folder import Model  # noqa: E402
+from backlight.study.plan import plan  # noqa: E402
+from backlight.study.settings import StudySettings  # noqa: E402
 
 STORED = ROOT / "examples" / "paper" / "results" / "small"
 PAGE, GALLERY = ROOT / "docs" / "claims.md", ROOT / "docs" / "gallery"
@@ -192,6 +195,30 @@ def test_the_rise_is_the_mean_over_the_points_next_to_the_circle() -> None:
 
 
 # --- the studies
+
+
+@pytest.mark.parametrize("study", analyse.STUDIES)
+@pytest.mark.parametrize("size", ["small", "quick", "paper"])
+def test_a_study_of_every_size_is_a_study(study: str, size: str) -> None:
+    """Settings that an analysis does not have, or that are out of bounds, would be refused here."""
+    about = series.read("studies.toml")
+    before = read_config(ROOT / "examples" / "paper" / "studies" / f"{study}.toml")
+    config = analyse.resized(before, about["sizes"].get(size, {}))
+    cells = plan(["demo-cnn"], config.analyses, StudySettings(**config.shared))
+    assert [cell.analysis for cell in cells] == list(config.analyses) == list(before.analyses)
+    if size != "small" and "hessian" in config.analyses:
+        assert {"quick": 2, "paper": 312}[size] == next(c for c in cells if c.analysis == "hessian").settings["batches"]
+
+
+def test_the_plan_lists_every_training(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import run as script
+
+    monkeypatch.setattr(sys, "argv", ["run.py", "--stage", "plan"])
+    assert script.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(TRAININGS["small"]["order"]) + 1
+    hours = [float(line.split()[0]) for line in lines]
+    assert hours[-1] == pytest.approx(sum(hours[:-1]), abs=0.06)
 
 
 def test_an_analysis_of_what_is_trained_stores_it_and_names_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
