@@ -155,7 +155,11 @@ def test_fewer_seeds_have_to_agree_and_are_counted(rights: list[int], verdict: s
 def test_only_trainings_of_the_same_seed_are_compared() -> None:
     trainings = {"a/0": training("a", answers(150)), "b/1": training("b", answers(100))}
     decided = evidence.of_row(ITEMS[0], ACCURACY, trainings)
-    assert (decided.verdict, decided.absent) == ("not trained yet", ["a", "b"])
+    assert (decided.verdict, decided.absent) == ("not trained yet", ("a", "b"))
+
+
+def test_a_statement_names_the_model_that_is_not_trained() -> None:
+    assert evidence.of_row(ITEMS[0], ACCURACY, {"a/0": training("a", answers(150))}).absent == ("b",)
 
 
 def test_a_summary_without_numbers_per_image_adds_both_intervals_in_quadrature() -> None:

@@ -40,16 +40,12 @@ class Decided:
     seeds: Mapping[str, Claim]  # seed -> effect, over images or mini-batches
     between: Claim | None = None  # the same over seeds
     adjusted: float = math.nan  # the p-value after Holm's correction
+    absent: tuple[str, ...] = ()  # the models that are not trained yet
 
     @property
     def untested(self) -> bool:
         """Whether it is not measured at any seed, by intention."""
         return "needs" in self.row
-
-    @property
-    def absent(self) -> list[str]:
-        """The models whose trainings are missing for it."""
-        return [] if self.seeds or self.untested else self.models
 
     @property
     def models(self) -> list[str]:
@@ -121,11 +117,16 @@ def decided(stored: Stored, moment: str = "") -> list[Decided]:
 
 def of_row(item: Mapping[str, Any], row: Mapping[str, Any], trainings: Mapping[str, Model]) -> Decided:
     """One statement by these trainings."""
-    if "claim" in row:
-        return _of_claim(item, row, trainings)
-    if "measure" in row:
-        return _of_measure(item, row, trainings)
-    return Decided(item, row, {})
+    each = Decided(item, row, {})
+    if not each.untested:
+        each = (_of_claim if "claim" in row else _of_measure)(item, row, trainings)
+    return each if each.seeds or each.untested else replace(each, absent=_absent(each, trainings))
+
+
+def _absent(each: Decided, trainings: Mapping[str, Model]) -> tuple[str, ...]:
+    """The models of which no training was measured; all if each was, and no two with the same seed."""
+    measured = {name for name in each.models for m in _seeds(trainings, name).values() if each.analysis in m.results}
+    return tuple(name for name in each.models if name not in measured) or tuple(each.models)
 
 
 # --- a claim about each training
