@@ -28,7 +28,9 @@ from backlight.study.folder import Model, read_study
 Stored = Mapping[str, Mapping[str, Model]]
 WORDS = {"holds": "held", "does not hold": "did not hold", "undecided": "undecided", "not comparable": "undecided"}
 UNKNOWN = {"value": math.nan, "low": math.nan, "high": math.nan}
-END, WARMUP, PUBLISHED = "end", "warmup", "published"
+END, WARMUP = "end", "warmup"
+#: Moment -> the study of the same models as the official code measures them.
+PUBLISHED = {END: "published", WARMUP: "published-warmup"}
 
 
 @dataclass(frozen=True)
@@ -98,19 +100,24 @@ class Decided:
 def stored_results(folder: Path) -> Stored:
     """The results of the studies in a folder; what is absent is left out."""
     studies = {name: read_study(path) for name, path in with_results(folder).items()}
-    moments: dict[str, dict[str, Model]] = {END: {}, WARMUP: {}, PUBLISHED: {}}
+    moments: dict[str, dict[str, Model]] = {moment: {} for moment in (*PUBLISHED, *PUBLISHED.values())}
     for name, study in studies.items():
         moment = moments.get(name, moments[END])
         for model in study.models:
             key = training_of(model.name)
             moment[key] = replace(model, results={**(moment[key].results if key in moment else {}), **model.results})
+    for ours, published in PUBLISHED.items():  # accuracies say which models are comparable
+        for key, model in moments[published].items():
+            known = moments[ours][key].results.get("calibration") if key in moments[ours] else None
+            moments[published][key] = replace(model, results={**model.results, **({"calibration": known} if known else {})})
     return moments
 
 
-def decided(stored: Stored, moment: str = "") -> list[Decided]:
-    """Every statement, with Holm's correction over those that are tested.  ``moment``: in the place of that of each row."""
+def decided(stored: Stored, *, published: bool = False) -> list[Decided]:
+    """Every statement, with Holm's correction over those that are tested; ``published``: as the official code measures."""
     rows = [(item, row) for item in read("statements.toml")["item"] for row in item["row"]]
-    uncorrected = [of_row(item, row, stored[moment or row.get("moment", END)]) for item, row in rows]
+    moments = PUBLISHED if published else {moment: moment for moment in PUBLISHED}
+    uncorrected = [of_row(item, row, stored[moments[row.get("moment", END)]]) for item, row in rows]
     adjusted = holm([each.p_value for each in uncorrected])
     return [replace(each, adjusted=float(p)) for each, p in zip(uncorrected, adjusted, strict=True)]
 

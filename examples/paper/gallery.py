@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from analyse import training_of, with_results
-from evidence import PUBLISHED, Decided
+from evidence import END, PUBLISHED, WARMUP, Decided
 from series import read
 
 from backlight.errors import UserError
 from backlight.figures.drawing import draw, models_in, save
 from backlight.study.folder import Model
 
-AS_PUBLISHED = "As the official code measures it (`--paper`), of the trained models:"
+AS_PUBLISHED = "As the official code measures it (`--paper`):"
 
 
 def write_gallery(folder: Path, results: Path, decided: Sequence[Decided]) -> str:
@@ -32,7 +32,8 @@ def _sections(entry: Mapping[str, Any], folder: Path, results: Path, decided: Se
     yield f"## Figure {name}. {entry['title']}\n\n**The paper:** {entry['paper']}\n"
     yield _drawn(entry, results, folder / f"{name}.png", entry["studies"])
     if entry.get("published"):
-        yield _drawn(entry, results, folder / f"{name}-published.png", [PUBLISHED], AS_PUBLISHED)
+        study = PUBLISHED[WARMUP if WARMUP in entry["studies"] else END]
+        yield _drawn(entry, results, folder / f"{name}-published.png", [study], AS_PUBLISHED)
     yield f"**Decided:** {_verdicts(entry['items'], decided)}.\n"
 
 
