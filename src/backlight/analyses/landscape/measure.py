@@ -330,7 +330,8 @@ def _table(points: Points, nll: ResampledMean, decay: Array, bins: int, resample
 def _per_image(points: Points, settings: LandscapeSettings) -> Arrays:
     """What models are compared by, image by image: the NLL at the centre, and its rise.  Shapes: (n,) each."""
     numbers = {"nll": points.nll[len(points.nll) // 2], "rise": _rise(points, settings)}
-    return {f"per_image/{name}": values.astype(np.float32) for name, values in numbers.items()}
+    with np.errstate(over="ignore"):  # beyond float32 it is infinite
+        return {f"per_image/{name}": values.astype(np.float32) for name, values in numbers.items()}
 
 
 def _rise(points: Points, settings: LandscapeSettings) -> Array:
