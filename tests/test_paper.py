@@ -227,7 +227,7 @@ def test_the_plan_lists_every_training(capsys: pytest.CaptureFixture[str], monke
 
 def test_an_analysis_of_what_is_trained_stores_it_and_names_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(ROOT / "src" / "backlight" / "assets" / "models" / "demo-cnn", tmp_path / "trained" / "resnet" / "seed-0")
-    monkeypatch.setattr(analyse, "STUDIES", ("units",))
+    monkeypatch.setattr(analyse, "STUDIES", ("accuracy", "units"))
     options = argparse.Namespace(
         scale="small", out=tmp_path / "out", quick=True, trained=tmp_path / "trained", data_root=None, device="cpu",
         only=["resnet/0", "vit/0"], epochs=None, limit=None, data="fashion", stage="analyse",
@@ -297,18 +297,18 @@ def numbers_of(statement: str) -> list[float]:
 def test_the_accuracies_of_the_page_are_those_of_the_stored_answers() -> None:
     shown = re.findall(r"^\| (\S+/\d) \| `.*?\| [\d,]+ \| ([\d.]+) \[", PAGE.read_text(), re.MULTILINE)
     for entry, accuracy in shown:
-        correct = load_file(stored("units", entry, "calibration") / "arrays.safetensors")["per_image/correct"]
+        correct = load_file(stored("accuracy", entry, "calibration") / "arrays.safetensors")["per_image/correct"]
         assert float(accuracy) == pytest.approx(100 * correct.mean(), abs=0.051)
 
 
 @pytest.mark.parametrize("seed", [0])
 def test_a_difference_of_accuracies_of_the_page_is_that_of_the_stored_answers(seed: int) -> None:
     first, second = (
-        load_file(stored("units", f"{name}/{seed}", "calibration") / "arrays.safetensors")["per_image/correct"]
+        load_file(stored("accuracy", f"{name}/{seed}", "calibration") / "arrays.safetensors")["per_image/correct"]
         for name in ("alternet", "resnet")
     )
     value, low, high = numbers_of("AlterNet is more accurate than the ResNet.")
-    if len(list(STORED.glob("units/alternet-[12]"))) == 0:
+    if len(list(STORED.glob("accuracy/alternet-[12]"))) == 0:
         assert value == pytest.approx(100 * (first.mean() - second.mean()), rel=5e-3)
     assert low <= value <= high
 

@@ -14,7 +14,7 @@ from backlight.study.config import Config, read_config
 from backlight.study.run import run_study
 from backlight.study.settings import StudySettings
 
-STUDIES = ("units", "robustness", "warmup", "curvature", "published", "published-warmup")
+STUDIES = ("accuracy", "units", "robustness", "warmup", "curvature", "published", "published-warmup")
 Say = Callable[[str], None]
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from analyse import analyse, results_folder
 from pack import pack
 from series import Planned, data_name, planned, read
-from store import store
+from store import store, store_hours
 from write import write
 
 import backlight
@@ -52,6 +52,7 @@ def main() -> int:
             failed = analyse(series, options, data_name(options), say)
             if not options.quick:
                 say(f"stored in {store(results_folder(options), options.scale)}; next: --stage write")
+                store_hours([each.folder for each in series], options.scale)
             return 5 if failed else 0
         return train(series, options)
     except KeyboardInterrupt:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from analyse import training_of, with_results
-from write import STORED
+from write import HOURS, STORED
 
+from backlight.files import write_atomic
+from backlight.models.sources.saved import DESCRIPTION, describe
 from backlight.study.folder import REQUEST, UNITS
 
 OMITTED = shutil.ignore_patterns(".*", "*.png", "*.pdf")
@@ -24,3 +27,13 @@ def store(results: Path, scale: str) -> Path:
             shutil.copytree(units.parent, target / training.replace("/", "-"), ignore=OMITTED)
         shutil.copyfile(study / REQUEST, target / REQUEST)
     return STORED / scale
+
+
+def store_hours(folders: Iterable[Path], scale: str) -> None:
+    """Write down how long each training took that is there; others stay as they are."""
+    file = STORED / scale / HOURS
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for folder in folders:
+        if (folder / DESCRIPTION).exists() and (seconds := describe(folder).seconds):
+            known[training_of(str(folder))] = round(seconds / 3600, 3)
+    write_atomic(file, f"{json.dumps(dict(sorted(known.items())), indent=1)}\n".encode())

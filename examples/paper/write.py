@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from backlight.study.folder import Model
 
 DOCS = Path("docs")
 STORED = Path("examples/paper/results")
+HOURS = "hours.json"
 
 
 def write(scale: str) -> None:
@@ -42,7 +44,7 @@ def page(scale: str, results: Path) -> str:
         "## Item by item\n",
         *(_item(list(group), scale) for _, group in groupby(statements, key=lambda each: each.item["number"])),
         defects(stored),
-        _trainings(stored, scale),
+        _trainings(stored, scale, results),
     ]
     return "\n".join(parts)
 
@@ -105,36 +107,47 @@ def number(value: float) -> str:
 # --- the trainings
 
 
-def _trainings(stored: Stored, scale: str) -> str:
-    trainings = read("trainings.toml")[scale]
+def _trainings(stored: Stored, scale: str, results: Path) -> str:
+    trainings, hours = read("trainings.toml")[scale], hours_in(results)
     lines = [
         "## The trainings\n",
-        "| training | model | parameters | test accuracy, % | training NLL | trained |",
-        "|---|---|--:|--:|--:|---|",
+        "| training | model | parameters | test accuracy, % | training NLL | core hours |",
+        "|---|---|--:|--:|--:|--:|",
+        *(f"| {entry} | {' | '.join(_facts(stored, entry, trainings, hours))} |" for entry in trainings["order"]),
+        f"\n{len(hours)} of {len(trainings['order'])} are trained, in {sum(hours.values()):.1f} hours; {measuring(stored)}.",
     ]
-    for entry in trainings["order"]:
-        name = entry.partition("/")[0]
-        own = trainings["models"][name]
-        architecture = own.get("model") or trainings["models"][own["like"]]["model"]
-        share = f", {100 * own['fraction']:g}% of the images" if "fraction" in own else ""
-        lines.append(f"| {entry} | `{architecture}`{share} | {' | '.join(_facts(stored, entry))} |")
     missing = [entry for entry in trainings["order"] if entry not in stored[END]]
     if missing:
         lines += ["", "Not trained yet:\n", "```sh", train_command(" ".join(missing), scale), "```"]
     return "\n".join([*lines, ""])
 
 
-def _facts(stored: Stored, entry: str) -> Iterator[str]:
-    """Parameters, accuracy, training NLL, and whether it is trained."""
-    model = stored[END].get(entry)
+def _facts(stored: Stored, entry: str, trainings: Mapping[str, Any], hours: Mapping[str, float]) -> Iterator[str]:
+    """Architecture, parameters, accuracy, training NLL, and how long it took, of what is known."""
+    own, model = trainings["models"][entry.partition("/")[0]], stored[END].get(entry)
+    architecture = own.get("model") or trainings["models"][own["like"]]["model"]
+    yield f"`{architecture}`" + (f", {100 * own['fraction']:g}% of the images" if "fraction" in own else "")
     yield f"{model.parameters:,}" if model and model.parameters else ""
-    yield _percent(model, "calibration") if model else ""
+    yield _accuracy(model) if model else ""
     yield _training_nll(model) if model else ""
-    yield "yes" if model else "warm-up" if entry in stored[WARMUP] else "no"
+    yield f"{hours[entry]:.2f}" if entry in hours else "warm-up" if entry in stored[WARMUP] else "not trained yet"
 
 
-def _percent(model: Model, analysis: str) -> str:
-    row = _find(model, analysis, {"metric": "accuracy"})
+def hours_in(results: Path) -> dict[str, float]:
+    """How long each training took, as it is stored."""
+    file = results / HOURS
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def measuring(stored: Stored) -> str:
+    """How long all measurements took.  Analyses that share a forward pass have the same seconds, which count once."""
+    models = [model for trainings in stored.values() for model in trainings.values()]
+    seconds = sum(sum({result.provenance.get("seconds", 0) for result in model.results.values()}) for model in models)
+    return f"measuring took {seconds / 60:.0f} minutes of one core, shared with other work"
+
+
+def _accuracy(model: Model) -> str:
+    row = _find(model, "calibration", {"metric": "accuracy"})
     return f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if row else ""
 
 
