@@ -271,6 +271,14 @@ def test_norms_and_their_statistics_stay_exact(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in flat)
 
 
+def test_shipped_weights_load_and_are_a_few_megabytes() -> None:
+    folders = [path.parent for path in (ROOT / "examples" / "paper" / "weights").rglob("model.json")]
+    for folder in folders:
+        images = torch.zeros(1, 3, 32, 32)
+        assert load_model(str(folder))(images).shape == (1, 100), folder
+    assert sum((folder / "model.safetensors").stat().st_size for folder in folders) < 12e6
+
+
 # --- the page and the gallery, against the stored rows
 
 
