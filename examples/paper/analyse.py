@@ -80,9 +80,9 @@ def trained_folder(training: Planned, options: argparse.Namespace) -> Path:
 
 
 def results_folder(options: argparse.Namespace) -> Path:
-    """The folder of all studies."""
+    """The folder of all studies; another for other sizes and for other weights."""
     out: Path = options.out
-    return out / options.scale / ("quick" if options.quick else "results")
+    return out / options.scale / ("quick" if options.quick else "shipped" if options.trained else "results")
 
 
 def read_moments() -> list[str]:
