@@ -28,6 +28,7 @@ import defects  # noqa: E402
 import evidence  # noqa: E402
 import gallery  # noqa: E402
 import pack  # noqa: E402
+import parts  # noqa: E402
 import series  # noqa: E402
 import write  # noqa: E402
 from measures import MEASURES, Summary  # noqa: E402
@@ -196,6 +197,17 @@ def test_the_rise_is_the_mean_over_the_points_next_to_the_circle() -> None:
     nll, decay = defects.rises(Landscape("x", table, [], {}), 0.5)
     assert nll == pytest.approx((4 * 0.25 + 4 * 0.5) / 8)
     assert decay == pytest.approx(3 * nll)
+
+
+def test_the_steps_of_the_mean_and_of_the_highest_frequency_give_that_of_delta() -> None:
+    """Of every stored training: both claims of a kind, which come from the images, against the table, which has the means."""
+    for training, model in evidence.stored_results(STORED.relative_to(ROOT))[evidence.END].items():
+        fourier = model.results.get("fourier")
+        for claim in fourier.claims if fourier else ():
+            kind, _, reading = claim.id.removeprefix("fourier/").partition("-")
+            if reading == "relative":
+                absolute = next(c for c in fourier.claims if c.id == f"fourier/{kind}-absolute")
+                assert parts.mean_step(fourier.table, kind) == pytest.approx(absolute.value - claim.value, abs=1e-4), training
 
 
 # --- the studies

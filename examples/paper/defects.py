@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from evidence import END, PUBLISHED, WARMUP, Decided, Stored, decided
+from evidence import END, PUBLISHED, WARMUP, Decided, Stored, decided, in_words
 from series import read
 
 from backlight.results.result import Result
@@ -175,8 +175,6 @@ def _verdicts(stored: Stored) -> str:
 
 
 def _words(each: Decided) -> str:
-    from write import in_words
-
     assert each.effect is not None
     return in_words(each.effect)
 

@@ -215,3 +215,24 @@ def _summary_between(row: Mapping[str, Any], measure: Summary, pairs: Sequence[t
 
 def _about(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": row["measure"], "statement": row["says"], "source": "", "quantity": quantity_of(row)}
+
+
+# --- in words
+
+
+def in_words(claim: Claim) -> str:
+    """An effect with its interval; why there is none."""
+    if math.isnan(claim.value):
+        return claim.reason
+    if not (math.isfinite(claim.low) and math.isfinite(claim.high)):
+        return f"{number(claim.value)} (no interval: {claim.reason})"
+    return f"{number(claim.value)} [{number(claim.low)}, {number(claim.high)}]"
+
+
+def number(value: float) -> str:
+    """A number with its sign and three digits.
+
+    >>> number(12.345), number(-0.012345), number(0.0)
+    ('+12.3', '-0.0123', '0')
+    """
+    return f"{value:+.3g}" if value else "0"

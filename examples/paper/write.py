@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -13,11 +12,11 @@ from typing import Any
 from analyse import train_command
 from commands import command_of
 from defects import defects
-from evidence import END, WARMUP, Decided, Stored, decided, stored_results
+from evidence import END, WARMUP, Decided, Stored, decided, in_words, stored_results
 from gallery import write_gallery
+from parts import parts
 from series import read
 
-from backlight.results.claim import Claim
 from backlight.study.folder import Model
 
 DOCS = Path("docs")
@@ -38,15 +37,16 @@ def page(scale: str, results: Path) -> str:
     """The page about the results in a folder."""
     stored = stored_results(results)
     statements = decided(stored)
-    parts = [
+    sections = [
         _introduction(statements, read("trainings.toml")[scale]["about"]),
         _overview(statements),
         "## Item by item\n",
         *(_item(list(group), scale) for _, group in groupby(statements, key=lambda each: each.item["number"])),
+        parts(stored),
         defects(stored),
         _trainings(stored, scale, results),
     ]
-    return "\n".join(parts)
+    return "\n".join(sections)
 
 
 def _introduction(statements: Sequence[Decided], about: str) -> str:
@@ -84,24 +84,6 @@ def _row(each: Decided) -> str:
     one = next(iter(each.seeds.values()))
     between = in_words(each.between) if each.between else "one seed"
     return f"| {each.row['says']} | {each.quantity}, {one.count:,} {one.over} | {seeds} | {between} | {each.verdict} |"
-
-
-def in_words(claim: Claim) -> str:
-    """An effect with its interval; why there is none."""
-    if math.isnan(claim.value):
-        return claim.reason
-    if not (math.isfinite(claim.low) and math.isfinite(claim.high)):
-        return f"{number(claim.value)} (no interval: {claim.reason})"
-    return f"{number(claim.value)} [{number(claim.low)}, {number(claim.high)}]"
-
-
-def number(value: float) -> str:
-    """A number with its sign and three digits.
-
-    >>> number(12.345), number(-0.012345), number(0.0)
-    ('+12.3', '-0.0123', '0')
-    """
-    return f"{value:+.3g}" if value else "0"
 
 
 # --- the trainings
