@@ -21,7 +21,6 @@ AS_PUBLISHED = "As the official code measures it (`--paper`):"
 
 def write_gallery(folder: Path, results: Path, decided: Sequence[Decided]) -> str:
     """Draw every figure of which a model is there, and return the page."""
-    folder.mkdir(parents=True, exist_ok=True)
     sections = [section for entry in read("gallery.toml")["figure"] for section in _sections(entry, folder, results, decided)]
     return "\n".join(["# Gallery\n", read("texts.toml")["gallery"], *sections])
 

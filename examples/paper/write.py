@@ -28,6 +28,7 @@ def write(scale: str) -> None:
     """Write the page and the gallery: of the small models in the documentation, of others beside their rows."""
     results = STORED / scale
     folder = DOCS if scale == "small" else results
+    (folder / "gallery").mkdir(parents=True, exist_ok=True)
     (folder / "claims.md").write_text(page(scale, results), encoding="utf-8")
     gallery = write_gallery(folder / "gallery", results, decided(stored_results(results)))
     (folder / "gallery" / "README.md").write_text(gallery, encoding="utf-8")
