@@ -93,7 +93,7 @@ def test_figure_12a_orders_models_by_their_attentions(models: list[Model]) -> No
 
 
 def test_panels_of_one_scale_have_the_same_limits(models: list[Model]) -> None:
-    limits = {ax.get_ylim() for ax in draw("8", models).axes}
+    limits = {ax.get_ylim() for ax in draw("10b", models).axes}
     assert len(limits) == 1
 
 

@@ -22,8 +22,8 @@ def amplitudes(models: Sequence[Model]) -> Figure:
 
 
 def highest_amplitude(models: Sequence[Model]) -> Figure:
-    """Figure 8."""
-    return side_by_side(models, "fourier", "depth")
+    """Figure 8.  The steps of a ViT are small beside the stages of a CNN, so each model has a scale of its own."""
+    return side_by_side(models, "fourier", "depth", one_scale=False)
 
 
 def transfers(models: Sequence[Model]) -> Figure:
@@ -33,7 +33,7 @@ def transfers(models: Sequence[Model]) -> Figure:
 
 def steps(models: Sequence[Model]) -> Figure:
     """The steps of figure 8 in two parts: whether a unit changes the mean of a map or its highest frequency."""
-    return side_by_side(models, "fourier", "steps")
+    return side_by_side(models, "fourier", "steps", one_scale=False)
 
 
 def variances(models: Sequence[Model]) -> Figure:

@@ -13,7 +13,7 @@ from backlight.study.folder import Model
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TITLES = {"nll": "NLL", "loss": "NLL + weight decay"}
+TITLES = {"nll": "NLL", "loss": "NLL + decay term"}
 
 
 def draw(models: Sequence[Model]) -> Figure:
