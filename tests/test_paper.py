@@ -226,6 +226,17 @@ def test_a_study_of_every_size_is_a_study(study: str, size: str) -> None:
         assert {"quick": 2, "paper": 312}[size] == next(c for c in cells if c.analysis == "hessian").settings["batches"]
 
 
+def test_a_study_names_all_seeds_of_a_model_or_one() -> None:
+    options = argparse.Namespace(
+        scale="small", out=Path("out"), quick=False, trained=None, only=None, epochs=None, limit=None, data="x", stage="plan"
+    )
+    studies = {s.name: s for s in analyse.planned_studies(list(series.planned(TRAININGS["small"], options)), options)}
+    folders = {name: [analyse.training_of(str(folder)) for folder in study.folders] for name, study in studies.items()}
+    assert folders["published"] == folders["published-warmup"] == ["resnet/0", "vit/0"]
+    assert folders["warmup"][:6] == ["resnet/0", "resnet/1", "resnet/2", "vit/0", "vit/1", "vit/2"]
+    assert sorted(folders["units"]) == sorted(TRAININGS["small"]["order"])
+
+
 def test_the_plan_lists_every_training(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import run as script
 

@@ -60,9 +60,14 @@ def planned_studies(series: Sequence[Planned], options: argparse.Namespace) -> I
     about, size = read("studies.toml"), "quick" if options.quick else options.scale
     for name in STUDIES:
         moment = about["moment"].get(name, "")
-        of_models = [each for model in about["models"][name] for each in series if each.folder.parent.name == model]
+        of_models = [each for wanted in about["models"][name] for each in series if wanted in names_of(each)]
         folders = [trained_folder(each, options) / moment for each in of_models]
         yield Study(name, resized(read_config(HERE / "studies" / f"{name}.toml"), about["sizes"].get(size, {})), folders)
+
+
+def names_of(training: Planned) -> tuple[str, str]:
+    """How `studies.toml` can name a training: by its model, or with its seed."""
+    return training.folder.parent.name, training_of(str(training.folder))
 
 
 def resized(config: Config, size: Mapping[str, Any]) -> Config:
