@@ -363,6 +363,13 @@ def test_the_gallery_has_every_figure_and_no_other_picture() -> None:
         assert f"## Figure {entry.get('file', entry['number'])}. {entry['title']}" in page
 
 
+def test_the_gallery_is_what_the_stored_rows_give(tmp_path: Path) -> None:
+    results = STORED.relative_to(ROOT)
+    page = gallery.write_gallery(tmp_path, results, evidence.decided(evidence.stored_results(results)))
+    assert (GALLERY / "README.md").read_text() == page, "run examples/paper/run.py --stage write"
+    assert {path.name for path in tmp_path.glob("*.png")} == {path.name for path in GALLERY.glob("*.png")}
+
+
 def test_links_of_the_gallery_lead_to_items_of_the_page() -> None:
     headings = [line.removeprefix("### ") for line in PAGE.read_text().splitlines() if line.startswith("### ")]
     anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
