@@ -28,7 +28,7 @@ def highest_amplitude(models: Sequence[Model]) -> Figure:
 
 def transfers(models: Sequence[Model]) -> Figure:
     """Figure 2a unit by unit and absolute: what each unit does to a frequency."""
-    return side_by_side(models, "fourier", "transfer")
+    return side_by_side(models, "fourier", "transfer", one_scale=False)
 
 
 def steps(models: Sequence[Model]) -> Figure:
