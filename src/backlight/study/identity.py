@@ -2,37 +2,31 @@
 
 A stored result is used again only if all of these are the same; the settings and the seed are in `Cell.request`.  A model's
 ``source`` answers without loading it: the files of a saved model, or a registered name with the versions of the packages.
-Where that is not the same, or not known, the model is loaded and compared.
+Where that is not the same, or not known, the model is loaded and compared.  torch is imported only then.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from timm.models import is_model, model_entrypoint
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from backlight.data.image_set import ImageSet
-from backlight.data.loading import open_data, source_record
-from backlight.data.preprocessing import pretrained_cfg_of
+from backlight.data.opening import open_data, source_record
 from backlight.errors import UserError
-from backlight.models.sources.saved import BUNDLED, DESCRIPTION, WEIGHTS, describe, saved_folder
-from backlight.models.sources.spec import ModelSpec, parse
-from backlight.records import Misfit, conforming, contents, plain, read_verified, sha256_of
-from backlight.results.provenance import sha256, versions
-from backlight.study.code import code_sha256, local_module
+from backlight.model_names.place import source_sha256s
+from backlight.model_names.spec import parse
+from backlight.records import Misfit, conforming, plain, sha256_of
+from backlight.results.versions import versions
 from backlight.study.plan import Cell
 
-OWN = ("timm", "backlight")  # packages whose versions stand for what they register
+if TYPE_CHECKING:
+    from torch import nn
+
 LARGE = 1 << 27  # bytes of images that are read to compare them, in less than a second
-Load = Callable[[str, Cell], nn.Module]
+Load = Callable[[str, Cell], "nn.Module"]
 
 
 @dataclass(frozen=True)
@@ -70,10 +64,20 @@ class Identities:
     def __init__(self) -> None:
         self._models: dict[str, ModelIdentity] = {}
         self._data: dict[tuple[str, str, int | None], DataIdentity] = {}
+        self._sources: dict[str, list[str]] = {}
 
     def of(self, cell: Cell, load: Load) -> Identity:
         """The identity of a cell.  ``load`` gives a model as it is measured."""
         return Identity(cell.entry.version, self.data(cell), {name: self.model(name, cell, load) for name in cell.models})
+
+    def is_same(self, before: Any, cell: Cell) -> bool:
+        """Whether nothing is other than when a result was measured; False also where only the loaded model would say it."""
+        try:
+            old = conforming(before, Identity, "it")
+        except Misfit:
+            return False
+        unchanged = (name in old.models and self._unchanged(old.models[name], name, cell) for name in cell.models)
+        return old.version == cell.entry.version and old.data == self.data(cell) and all(unchanged)
 
     def change(self, before: Any, cell: Cell, load: Load) -> str:
         """What is not as it was when a result was measured, in words; empty if nothing is.  ``before``: as it was stored."""
@@ -91,11 +95,17 @@ class Identities:
     def _change(self, old: ModelIdentity | None, name: str, cell: Cell, load: Load) -> str:
         if old is None:
             return "no weights"
-        if old.source is not None and old.source == source_sha256(name, cell):
+        if self._unchanged(old, name, cell):
             return ""
         new = self.model(name, cell, load)
         parts = {"weights": "other weights", "code": "other code", "configuration": "another configuration or preprocessing"}
         return next((words for part, words in parts.items() if getattr(old, part) != getattr(new, part)), "")
+
+    def _unchanged(self, old: ModelIdentity, name: str, cell: Cell) -> bool:
+        """Whether the name alone says that this is the same model."""
+        if name not in self._sources:
+            self._sources[name] = list(sources(name, cell))
+        return old.source in self._sources[name]
 
     def data(self, cell: Cell) -> DataIdentity:
         """Which images a cell is about: of the training loss, all that it draws from."""
@@ -110,11 +120,25 @@ class Identities:
 
     def model(self, name: str, cell: Cell, load: Load) -> ModelIdentity:
         """What a model is."""
+        from backlight.study.model_identity import model_identity
+
         if name not in self._models:
-            model = load(name, cell)
-            code = code_sha256(factory_location(parse(name)))
-            self._models[name] = ModelIdentity(source_sha256(name, cell), all_numbers(model), configuration(model), code)
+            self._models[name] = model_identity(name, load(name, cell), cell)
         return self._models[name]
+
+
+def sources(name: str, cell: Cell) -> Iterator[str]:
+    """The ``source`` that this name can have, among those that were measured with the installed packages."""
+    try:
+        for content in source_sha256s(parse(name), pretrained=cell.shared.pretrained):
+            yield source_digest(name, cell, content)
+    except UserError:  # loading says it
+        return
+
+
+def source_digest(name: str, cell: Cell, content: str) -> str:
+    """The ``source`` of a model with this content, as `source_sha256s` says it."""
+    return digest([name, cell.shared.pretrained, cell.shared.seed, dict(versions()), content])
 
 
 def bytes_sha256(images: ImageSet) -> str | None:
@@ -127,71 +151,6 @@ def bytes_sha256(images: ImageSet) -> str | None:
             return None
         hashed.update(content if isinstance(content, bytes) else content.tobytes())
     return hashed.hexdigest()
-
-
-def all_numbers(model: nn.Module) -> str:
-    """A hash of all parameters and buffers, those included that are not saved."""
-    return sha256(dict(model.named_parameters(remove_duplicate=False)), dict(model.named_buffers(remove_duplicate=False)))
-
-
-def configuration(model: nn.Module) -> str:
-    """A hash of the modules as they describe themselves, of the preprocessing, and of the recipe of the training."""
-    modules = [f"{name} {type(each).__module__}.{type(each).__qualname__}" for name, each in model.named_modules()]
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))  # addresses
-    return digest([modules, text, pretrained_cfg_of(model), model.__dict__.get("saved_recipe")])
-
-
-def source_sha256(name: str, cell: Cell) -> str | None:
-    """A hash of what a name stands for, without loading it; None for what only the loaded model says."""
-    try:
-        parts = parse(name)
-        content = source_of(parts, pretrained=cell.shared.pretrained)
-    except UserError:  # loading says it
-        return None
-    return None if content is None else digest([name, cell.shared.pretrained, cell.shared.seed, dict(versions()), content])
-
-
-def source_of(parts: ModelSpec, *, pretrained: bool) -> str | None:
-    """The sha256 of a model's files; empty for what the installed packages define; None for any other model."""
-    if parts.source in ("torchvision", "word"):
-        return ""
-    if parts.source == "official":
-        content = contents(Path(parts.name))
-        return None if content is None else sha256_of(content)
-    if parts.source:
-        return None
-    if is_model(parts.name):
-        package = model_entrypoint(parts.name).__module__.partition(".")[0]
-        return "" if package in OWN else None
-    if (folder := saved_folder(parts.name)) is None:
-        return None
-    if pretrained and (weights := describe(folder).weights_sha256):
-        read_verified(folder / WEIGHTS, weights)
-    return sha256_of((folder / DESCRIPTION).read_bytes())
-
-
-def factory_location(parts: ModelSpec) -> str:
-    """The module of a factory; empty for any other model."""
-    return "" if parts.source or is_model(parts.name) or saved_folder(parts.name) else parts.name.rpartition(":")[0]
-
-
-def place_of(name: str) -> Path | None:
-    """The file or folder that a MODEL is in; None for a name that does not depend on where it is used."""
-    try:
-        parts = parse(name)
-    except UserError:
-        return None
-    if parts.source in ("official", "local-dir"):
-        return Path(parts.name).expanduser().resolve()
-    if parts.source or is_model(parts.name):
-        return None
-    if folder := saved_folder(parts.name):
-        return None if folder.parent == BUNDLED else folder.resolve()
-    location = parts.name.rpartition(":")[0] or parts.name
-    if file := local_module(location):
-        return file
-    is_path = os.sep in location or location.startswith(".") or location.endswith(".py")
-    return Path(location).resolve() if is_path else None
 
 
 def digest(values: Any) -> str:
