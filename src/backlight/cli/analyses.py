@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,7 @@ from backlight.cli.options import AsJson, Given, Models, Out, Overwrite, Quiet, 
 from backlight.cli.output import display, print_csv, print_json, say, write
 from backlight.errors import UserError
 from backlight.study.config import BY_DEFAULT, Config, read_config
+from backlight.study.engines.resources import engine_by_default
 from backlight.study.plan import plan
 from backlight.study.settings import StudySettings
 
@@ -109,6 +111,13 @@ def study_command(
     ] = None,
     out: Out = None,
     plan_only: Annotated[bool, typer.Option("--plan", help="Print the cells, and run nothing.")] = False,
+    engine: Annotated[
+        str | None, typer.Option(metavar="ENGINE", help="here, processes:N or ray:N; default: by cores and GPUs.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="With --engine ray: join this cluster.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="End a worker whose cell takes longer; the cell has failed.")
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -128,9 +137,14 @@ def study_command(
     if plan_only:
         print_csv([{"model": cell.model, "analysis": cell.analysis, "out": str(folder)} for cell in cells])
         return
-    failed = run_and_tell(models, requested, shared, folder, overwrite=overwrite, quiet=quiet)
-    say(f"{folder} is written; {outcome(folder)}; next: backlight claims {folder}, backlight report {folder}")
-    if failed:
+    how = {"engine": engine or engine_by_default(), "address": address, "timeout": timeout, "overwrite": overwrite}
+    states = run_and_tell(models, requested, shared, folder, quiet=quiet, **how)
+    following = f"next: backlight claims {folder}, backlight report {folder}"
+    if states["there already"] == len(cells):
+        say(f"{folder} has all {len(cells)} cells already; {following}")
+        return
+    say(f"{folder} is written; {outcome(folder)}; {following}")
+    if failed := states["failed"]:
         say(f"{failed} of {len(cells)} cells failed; the same command tries them again")
         raise SystemExit(5)
 
@@ -148,20 +162,21 @@ def outcome(folder: Path) -> str:
 
 def run_and_tell(
     models: Sequence[str], analyses: Mapping[str, Mapping[str, Any]], shared: StudySettings, out: Path, *,
-    overwrite: bool = False, quiet: bool = False, keep_going: bool = True,
-) -> int:  # fmt: skip
-    """Run a study with a line a cell; the number of cells that failed."""
+    quiet: bool = False, **how: Any,
+) -> Counter[str]:  # fmt: skip
+    """Run a study with a line a cell; how many cells were there already, and how many failed.  ``how``: as `run_study`."""
     from backlight.study.run import run_study
 
-    failed = 0
+    states: Counter[str] = Counter()
     with display(quiet) as show:
-        running = run_study(models, analyses, shared, out, keep_going=keep_going, overwrite=overwrite, show=show)
+        running = run_study(models, analyses, shared, out, show=show, **how)
         with closing(running):  # type: ignore[type-var]
             for done in running:
-                failed += done.failed
+                states["failed"] += done.failed
+                states["there already"] += done.skipped
                 if not quiet or done.failed:
                     (say if quiet else show)(f"{done.model} {done.analysis}: {done.state}")
-    return failed
+    return states
 
 
 def report_command(

@@ -9,6 +9,7 @@ from typing import Any
 from backlight.progress import Show, quiet
 from backlight.study.engines.named import engine_named
 from backlight.study.folder import start_study, store_request
+from backlight.study.how import How
 from backlight.study.identity import Identities
 from backlight.study.outcome import Outcome
 from backlight.study.plan import Cell, plan
@@ -49,8 +50,6 @@ def run_study(
     yield from there
     done = {(outcome.model, outcome.analysis) for outcome in there}
     if left := [cell for cell in cells if (cell.model, cell.analysis) not in done]:
-        from backlight.study.worker import How
-
         yield from run(tasks(left, shard), How(folder, keep_going, overwrite, show))
 
 

@@ -66,6 +66,10 @@ class Schedule:
         """Add a task that is given out once there is nothing else."""
         self._last.append(task)
 
+    def __bool__(self) -> bool:
+        """Whether a task is left."""
+        return bool(self._last) or any(self._left.values())
+
     def next(self, model: str | None = None) -> Task | None:
         """A task for a worker that holds this model; None if there is none.
 

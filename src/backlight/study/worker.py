@@ -8,17 +8,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backlight.errors import NotApplicable
 from backlight.locks import Busy, locked
-from backlight.progress import Show, quiet
 from backlight.results.result import Result
 from backlight.study.cache import from_cache, to_cache
 from backlight.study.cells import home_of, result_folder, store
 from backlight.study.failures import described_failures, sentence
+from backlight.study.how import How
 from backlight.study.identity import Identities, Identity
 from backlight.study.loaded import Loaded
 from backlight.study.measure import measure, unfinished
@@ -28,16 +27,6 @@ from backlight.study.tasks import Task
 
 if TYPE_CHECKING:
     from backlight.study.plan import Cell
-
-
-@dataclass(frozen=True)
-class How:
-    """How a study runs, the same for each worker."""
-
-    folder: Path | None = None
-    keep_going: bool = True
-    overwrite: bool = False
-    show: Show = quiet
 
 
 class Worker:

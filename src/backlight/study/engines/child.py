@@ -8,12 +8,13 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from backlight.progress import Progress
-from backlight.study.engines.messages import Finished, Raised
+from backlight.progress import Progress, Show
+from backlight.study.engines.messages import Finished, Raised, Ready
 
 if TYPE_CHECKING:
     from backlight.study.tasks import Task
@@ -32,7 +33,9 @@ def main(descriptor: str, cores: str) -> None:
     from backlight.study.worker import Worker
 
     send = Sender(connection)
+    warnings_to(send.event)
     worker = Worker(replace(how, show=send.event))
+    send.message(Ready())
     while True:
         try:
             task: Task = connection.recv()
@@ -67,6 +70,15 @@ class Sender:
         if not inner or time.monotonic() - self.sent > PAUSE:
             self.sent = time.monotonic()
             self.message(event)
+
+
+def warnings_to(show: Show) -> None:
+    """Show warnings as lines, each once."""
+
+    def shown(message: Warning | str, *_: Any, **__: Any) -> None:
+        show(f"{message}")
+
+    warnings.showwarning = shown
 
 
 def portable(error: Exception) -> Exception:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from backlight.study.how import How
 from backlight.study.outcome import Outcome
 from backlight.study.tasks import Task
-
-if TYPE_CHECKING:
-    from backlight.study.worker import How
 
 
 def here(tasks: Sequence[Task], how: How) -> Iterator[Outcome]:

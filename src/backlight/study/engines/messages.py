@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from backlight.progress import Progress
+from backlight.study.how import How
 from backlight.study.outcome import Outcome
 from backlight.study.tasks import Task
 
-if TYPE_CHECKING:
-    from backlight.study.worker import How
+
+@dataclass(frozen=True)
+class Ready:
+    """The worker has started, and waits for its first task."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,14 @@ class Died:
     again: bool  # whether the cause may be another program, so that the task is tried once more
 
 
-Message = Outcome | Progress | str | Finished | Raised | Died
+Message = Outcome | Progress | str | Ready | Finished | Raised | Died
 
 
 class Workers(Protocol):
-    """Workers by number.  A worker that died starts anew with its next task."""
+    """Workers by number."""
 
     def start(self, number: int, how: How) -> None:
-        """Start a worker."""
+        """Start a worker, which sends `Ready` when it can."""
 
     def give(self, number: int, task: Task) -> None:
         """Give a task to a worker that has none."""

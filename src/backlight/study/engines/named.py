@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from backlight.errors import UserError, did_you_mean
 from backlight.study.engines.here import here
 from backlight.study.engines.pool import Pool
 from backlight.study.engines.processes import Processes
 from backlight.study.engines.resources import workers_by_default
+from backlight.study.how import How
 from backlight.study.outcome import Outcome
 from backlight.study.tasks import Task
-
-if TYPE_CHECKING:
-    from backlight.study.worker import How
 
 NAMES = ("here", "processes", "ray")
 Engine = Callable[[Sequence[Task], "How"], Iterator[Outcome]]
@@ -44,9 +41,3 @@ def engine_named(name: str, folder: Path | None, *, address: str | None = None, 
     from backlight.study.engines.ray import ray_engine
 
     return ray_engine(int(count) if count else None, address, timeout)
-
-
-def by_default() -> str:
-    """The engine of a study that does not name one."""
-    workers = workers_by_default()
-    return f"processes:{workers}" if workers > 1 else "here"

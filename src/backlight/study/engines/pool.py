@@ -6,19 +6,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from backlight import signals
 from backlight.errors import UserError
-from backlight.progress import clock
 from backlight.study.cells import store
-from backlight.study.engines.messages import Died, Finished, Raised, Workers
+from backlight.study.engines.messages import Died, Finished, Raised, Ready, Workers
+from backlight.study.how import How
 from backlight.study.outcome import Outcome
 from backlight.study.plan import Cell
 from backlight.study.tasks import Schedule, Task, for_workers
-
-if TYPE_CHECKING:
-    from backlight.study.worker import How
 
 PAUSE = 0.25  # seconds between two looks at the clock
 ATTEMPTS = 2  # of a task whose worker was killed
@@ -44,11 +40,12 @@ class Pool:
         parts = for_workers(tasks, self.count)
         self.how, self.schedule, self.shards = how, Schedule(parts), Shards()
         self.working: dict[int, Work] = {}
-        self.models: dict[int, str | None] = dict.fromkeys(range(min(self.count, len(parts))))
+        self.models: dict[int, str | None] = {}  # of the workers that have started
+        self.stillborn = 0
         try:
-            for number in self.models:
+            for number in range(min(self.count, len(parts))):
                 self.workers.start(number, how)
-            while self._give() or self.working:
+            while self._give() or self.working or self.schedule:
                 signals.check()
                 for number, message in self.workers.messages(PAUSE):
                     yield from self._received(number, message)
@@ -70,9 +67,11 @@ class Pool:
         return given
 
     def _received(self, number: int, message: object) -> Iterator[Outcome]:
-        if (work := self.working.get(number)) is None:
-            return
-        if isinstance(message, Outcome):
+        if isinstance(message, Ready):
+            self.models[number] = None
+        elif (work := self.working.get(number)) is None:
+            self._not_started(number, message)
+        elif isinstance(message, Outcome):
             yield from self._outcome(work, message)
         elif isinstance(message, Finished):
             del self.working[number]
@@ -97,7 +96,7 @@ class Pool:
     def _died(self, number: int, message: Died) -> Iterator[Outcome]:
         """Try the task again if the cause may lie elsewhere; else its cells have failed."""
         work = self.working.pop(number)
-        self.models[number] = None
+        del self.models[number]
         self.workers.start(number, self.how)
         task = replace(work.task, cells=tuple(work.left), attempts=work.task.attempts + 1)
         if not work.left:
@@ -108,6 +107,15 @@ class Pool:
             return
         for cell in task.cells:
             yield from self._outcome(work, self._failed(cell, message.reason))
+
+    def _not_started(self, number: int, message: object) -> None:
+        """Start a worker again that died without a task.  Errors: UserError if that happens again and again."""
+        if isinstance(message, Died):
+            self.models.pop(number, None)
+            self.stillborn += 1
+            if self.stillborn > ATTEMPTS * self.count:
+                raise UserError(f"no worker can be started: {message.reason}")
+            self.workers.start(number, self.how)
 
     def _failed(self, cell: Cell, reason: str) -> Outcome:
         if not self.how.keep_going:
@@ -122,7 +130,7 @@ class Pool:
         for number, work in list(self.working.items()):
             if time.monotonic() > work.until:
                 self.workers.end(number)
-                reason = f"it took longer than --timeout {self.timeout:g} s ({clock(self.timeout or 0)}) a cell allows"
+                reason = f"it took longer than --timeout {self.timeout:g} s allows a cell"
                 yield from self._died(number, Died(reason, again=False))
 
 

@@ -16,15 +16,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from backlight.progress import quiet
 from backlight.study.engines.messages import Died, Message
 from backlight.study.engines.resources import share, threads_of
+from backlight.study.how import How
 from backlight.study.tasks import Task
-
-if TYPE_CHECKING:
-    from backlight.study.worker import How
 
 KILLED = {signal.SIGKILL: "killed, probably because the memory was used up"}
 

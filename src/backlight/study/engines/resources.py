@@ -21,7 +21,9 @@ class Share:
 def share(number: int, count: int) -> Share:
     """The cores and the GPU of a worker; cores are shared out evenly, a core to several if there are fewer."""
     cores, gpus = usable_cores(), usable_gpus()
-    own = cores[number * len(cores) // count : (number + 1) * len(cores) // count] or (cores[number % len(cores)],)
+    own = cores[number * len(cores) // count : (number + 1) * len(cores) // count]
+    if count > len(cores):
+        own = (cores[number % len(cores)],)
     return Share(own, {VISIBLE: gpus[number % len(gpus)]} if gpus else {})
 
 
@@ -50,3 +52,9 @@ def workers_by_default() -> int:
     if gpus:
         return gpus
     return cores // 4 if cores >= 8 else 1
+
+
+def engine_by_default() -> str:
+    """The engine of a study that does not name one."""
+    workers = workers_by_default()
+    return f"processes:{workers}" if workers > 1 else "here"
