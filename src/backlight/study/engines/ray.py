@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -60,8 +61,9 @@ class Cluster:
         own = count or workers_by_default()
         with signals_kept():
             try:
+                refuse_silent(address)
                 connect(ray, own, address, self.folder.name if self.folder else None)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 where = f"at {address} " if address else ""
                 raise Unavailable(f"Ray's cluster {where}does not answer: {first_line(error)}") from error
         self.local, self.on_gpus = address is None, "GPU" in ray.cluster_resources()
@@ -129,6 +131,13 @@ def cores_of_a_worker(each: list[dict[str, float]]) -> int:
     3
     """
     return max(1, min([CORES, *(int(node["CPU"]) for node in each if node.get("CPU"))]))
+
+
+def refuse_silent(address: str | None) -> None:
+    """Errors: OSError if nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal() and "//" not in host:
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def connect(ray: Any, count: int, address: str | None, folder: str | None) -> None:
