@@ -19,7 +19,7 @@ from backlight.progress import Show
 from backlight.results.provenance import UNTRAINED, mark_untrained
 from backlight.study.failures import described_failures
 from backlight.study.folder import ModelUnits, UnitRow, store_model
-from backlight.study.identity import Identities
+from backlight.study.identities import Identities
 from backlight.study.plan import Cell
 from backlight.tracing.corrections import attach
 from backlight.tracing.find import units

@@ -10,7 +10,7 @@ from backlight.errors import UserError
 from backlight.progress import Show, quiet
 from backlight.records import Damaged
 from backlight.study.cells import not_applicable, result_folder, stored
-from backlight.study.identity import Identities
+from backlight.study.identities import Identities
 from backlight.study.outcome import Outcome
 from backlight.study.plan import Cell
 

@@ -10,7 +10,7 @@ from backlight.progress import Show, quiet
 from backlight.study.engines.named import engine_named
 from backlight.study.folder import start_study, store_request
 from backlight.study.how import How
-from backlight.study.identity import Identities
+from backlight.study.identities import Identities
 from backlight.study.outcome import Outcome
 from backlight.study.plan import Cell, plan
 from backlight.study.reuse import reused_without_loading

@@ -18,7 +18,8 @@ from backlight.study.cache import from_cache, to_cache
 from backlight.study.cells import home_of, result_folder, store
 from backlight.study.failures import described_failures, sentence
 from backlight.study.how import How
-from backlight.study.identity import Identities, Identity
+from backlight.study.identities import Identities
+from backlight.study.identity import Identity
 from backlight.study.loaded import Loaded
 from backlight.study.measure import measure, unfinished
 from backlight.study.outcome import Outcome
