@@ -36,6 +36,10 @@ def add_to(app: typer.Typer) -> None:
         report_command
     )
     app.command(
+        "collect",
+        help="Write all rows of a folder of results as one table, parquet and CSV.\n\nExample: backlight collect runs",
+    )(collect_command)
+    app.command(
         "demo",
         help="Analyse three small trained models on real images and write a page.\n\nExample: backlight demo --out demo",
     )(demo_command)
@@ -187,6 +191,22 @@ def report_command(
     from backlight.report import write_report
 
     write(f"{write_report(folder, out)}\n")
+
+
+def collect_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that --out of an analysis or a study names.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .csv or .parquet file; default: FOLDER/collected.* of both kinds.")
+    ] = None,
+) -> None:
+    """Print the files."""
+    from backlight.study.collect import collect
+
+    collected = collect(folder, out)
+    for sentence in collected.left_out:
+        say(f"left out: {sentence}")
+    say(f"{collected.rows} rows of {collected.cells} results")
+    write("".join(f"{file}\n" for file in collected.files))
 
 
 def demo_command(
