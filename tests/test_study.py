@@ -313,3 +313,31 @@ def test_two_files_do_not_correct_one_model(tmp_path: Path) -> None:
         file.write_text(f'model = "{TINY}"\n')
     with pytest.raises(UserError, match=r"second.toml: model is .*first.toml corrects already"):
         plan([TINY], {"fourier": {}}, shared_of(first, second))
+
+
+def test_models_come_from_a_file_and_from_patterns(run, tmp_path: Path) -> None:
+    file = tmp_path / "models.txt"
+    file.write_text(f"# mine\n{TINY}  # the small one\n\ntimm:test_vit*?img_size=32\ntorchvision:resnet*\ndemo-*\n")
+    models = [line.rpartition(",lesion,")[0].strip('"') for line in planned(
+        run, "--models", "resnet18", "--models-file", file, "--analyses", "lesion", "--out", tmp_path / "runs"
+    )]  # fmt: skip
+    assert models[:2] == ["resnet18", TINY]
+    assert {"test_vit?img_size=32", "test_vit2?img_size=32", "torchvision:resnet50", "demo-cnn"} <= set(models)
+    assert not [model for model in models if "*" in model or "segmentation" in model]
+    assert len(models) == len(set(models))
+
+
+@pytest.mark.parametrize(
+    ("models", "sentence"),
+    [
+        ("timm:conwnext*", "no model fits 'timm:conwnext*'"),
+        ("tim:convnext*", "a pattern is over timm:, torchvision: or the models of the package; did you mean timm?"),
+        ("demo-xxx*", "no model fits 'demo-xxx*'"),
+    ],
+)
+def test_a_pattern_that_fits_nothing_is_one_sentence(run, tmp_path: Path, models: str, sentence: str) -> None:
+    code, out, err = run("study", "--models", models, "--out", tmp_path / "runs", "--plan")
+    assert (code, out) == (2, "")
+    assert sentence in err
+    (tmp_path / "empty").write_text("# nothing\n")
+    assert run("study", "--models-file", tmp_path / "empty", "--out", tmp_path / "runs", "--plan")[0] == 2

@@ -17,6 +17,7 @@ from backlight.cli.output import display, print_csv, print_json, say, write
 from backlight.errors import UserError
 from backlight.study.config import BY_DEFAULT, Config, read_config
 from backlight.study.engines.resources import engine_by_default
+from backlight.study.model_list import expanded, models_in
 from backlight.study.plan import plan
 from backlight.study.settings import StudySettings
 
@@ -109,7 +110,10 @@ def study_command(
     given: Given,
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A TOML file; see docs/study.md.")] = None,
     *,
-    models: Annotated[list[str] | None, typer.Option(metavar="MODEL...", help="Models by name.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL...", help="Models by name; 'timm:convnext*' is every name that fits.")
+    ] = None,
+    models_file: Annotated[Path | None, typer.Option(metavar="FILE", help="More models, one a line.")] = None,
     analyses: Annotated[
         list[str] | None, typer.Option(metavar="ANALYSIS...", help=f"Default: {', '.join(BY_DEFAULT)}.")
     ] = None,
@@ -129,9 +133,10 @@ def study_command(
     config = read_config(file) if file is not None else Config(analyses={name: {} for name in BY_DEFAULT})
     shared = StudySettings(**{**config.shared, **given[StudySettings]})
     requested = {entry(name).name: config.analyses.get(name, {}) for name in analyses} if analyses else config.analyses
+    models = [*(models or ()), *(models_in(models_file) if models_file else ())]
     if models:
         requested = {name: {key: own[key] for key in own if key != "models"} for name, own in requested.items()}
-    models = models or list(config.models)
+    models = expanded(models or list(config.models))
     if not models:
         raise UserError("a study needs models: --models NAME NAME ...")
     folder = out or (Path(config.out) if config.out else None)
