@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -15,10 +16,11 @@ from backlight.analyses.entry import Analysis
 from backlight.cli.options import AsJson, Given, Models, Out, Overwrite, Quiet, shard_numbered, takes
 from backlight.cli.output import display, print_csv, print_json, say, write
 from backlight.errors import UserError
+from backlight.progress import clock
 from backlight.study.config import BY_DEFAULT, Config, read_config
 from backlight.study.engines.resources import engine_by_default
 from backlight.study.model_list import expanded, models_in
-from backlight.study.plan import plan
+from backlight.study.plan import Cell, plan
 from backlight.study.settings import StudySettings
 
 DEMO = Path(__file__).parents[1] / "assets" / "demo.toml"
@@ -118,7 +120,9 @@ def study_command(
         list[str] | None, typer.Option(metavar="ANALYSIS...", help=f"Default: {', '.join(BY_DEFAULT)}.")
     ] = None,
     out: Out = None,
-    plan_only: Annotated[bool, typer.Option("--plan", help="Print the cells, and run nothing.")] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Print the cells with what each will take, from a timed batch a model; run nothing.")
+    ] = False,
     engine: Annotated[
         str | None, typer.Option(metavar="ENGINE", help="here, processes:N or ray:N; default: by cores and GPUs.")
     ] = None,
@@ -144,10 +148,12 @@ def study_command(
         raise UserError("a study needs a folder for its results: --out DIR")
     cells = plan(models, requested, shared)
     if plan_only:
-        print_csv([{"model": cell.model, "analysis": cell.analysis, "out": str(folder)} for cell in cells])
+        print_plan(cells, folder)
         return
     how = {"engine": engine or engine_by_default(), "address": address, "timeout": timeout, "overwrite": overwrite}
-    states = run_and_tell(models, requested, shared, folder, quiet=quiet, **how)
+    took: dict[tuple[str, str], float] = {}
+    states = run_and_tell(models, requested, shared, folder, quiet=quiet, took=took, **how)
+    print_accuracy(folder, took)
     following = f"next: backlight claims {folder}, backlight report {folder}"
     if states["there already"] == len(cells):
         say(f"{folder} has all {len(cells)} cells already; {following}")
@@ -156,6 +162,37 @@ def study_command(
     if failed := states["failed"]:
         say(f"{failed} of {len(cells)} cells failed; the same command tries them again")
         raise SystemExit(5)
+
+
+def print_plan(cells: Sequence[Cell], folder: Path) -> None:
+    """A row a cell with what it will take, and the sum; nothing is measured."""
+    from backlight.study.estimate import estimates, store_estimates
+
+    rows, known = [], []
+    for each in estimates(cells):
+        say(f"{each.model} {each.analysis}: {f'cannot be tried: {each.why}' if each.why else f'about {minutes(each.minutes)}'}")
+        known += [] if each.why else [each]
+        shown = {name: "" if math.isnan(value) else f"{value:.4g}" for name, value in each.numbers().items()}
+        rows.append({"model": each.model, "analysis": each.analysis, "out": str(folder), **shown})
+    print_csv(rows)
+    if known:
+        total, disk = sum(each.minutes for each in known), sum(each.disk for each in known)
+        highest = max(each.megabytes for each in known)
+        say(f"about {minutes(total)} one after another, {highest:.0f} MB of memory, {disk:.0f} MB of disk; nothing was run")
+        store_estimates(folder, known)
+
+
+def minutes(value: float) -> str:
+    """Minutes as people read them."""
+    return clock(value * 60)
+
+
+def print_accuracy(folder: Path, took: Mapping[tuple[str, str], float]) -> None:
+    """How good the estimates of an earlier ``--plan`` were, for what was measured now: cell -> seconds."""
+    from backlight.study.accuracy import accuracy
+
+    if took and (sentence := accuracy(folder, took)):
+        say(sentence)
 
 
 def outcome(folder: Path) -> str:
@@ -171,9 +208,12 @@ def outcome(folder: Path) -> str:
 
 def run_and_tell(
     models: Sequence[str], analyses: Mapping[str, Mapping[str, Any]], shared: StudySettings, out: Path, *,
-    quiet: bool = False, **how: Any,
+    quiet: bool = False, took: dict[tuple[str, str], float] | None = None, **how: Any,
 ) -> Counter[str]:  # fmt: skip
-    """Run a study with a line a cell; how many cells were there already, and how many failed.  ``how``: as `run_study`."""
+    """Run a study with a line a cell; how many cells were there already, and how many failed.
+
+    ``took`` gets the seconds of each cell that was measured.  ``how``: as `run_study`.
+    """
     from backlight.study.run import run_study
 
     states: Counter[str] = Counter()
@@ -183,6 +223,8 @@ def run_and_tell(
             for done in running:
                 states["failed"] += done.failed
                 states["there already"] += done.skipped
+                if took is not None and done.seconds and not done.error:
+                    took[done.model, done.analysis] = done.seconds
                 if not quiet or done.failed:
                     (say if quiet else show)(f"{done.model} {done.analysis}: {done.state}")
     return states

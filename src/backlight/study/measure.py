@@ -69,8 +69,8 @@ def _objects(cell: Cell) -> dict[str, Any]:
     return values
 
 
-def _training_batches(model: Any, cell: Cell) -> Batches:
-    """As many batches as requested, or of as many images as the limit or the analysis says."""
+def training_images(cell: Cell) -> tuple[int, int]:
+    """As many images as the batches requested hold, or as the limit or the analysis says; and the batch size."""
     wanted, shared = cell.entry.training_loss, cell.shared
     assert wanted is not None
     batch_size, images = shared.batch_size or wanted.batch_size, wanted.images
@@ -80,6 +80,12 @@ def _training_batches(model: Any, cell: Cell) -> Batches:
         images, batch_size = shared.limit, min(batch_size, shared.limit)
         if not shared.batch_size and not wanted.size_matters:
             batch_size = dividing(images, batch_size)
+    return images, batch_size
+
+
+def _training_batches(model: Any, cell: Cell) -> Batches:
+    """The batches of the training loss."""
+    (images, batch_size), shared = training_images(cell), cell.shared
     name, split = cell.data
     changes = {option.name: cell.settings[option.name] for option in options(AugmentationSettings)}
     return draw_batches(

@@ -23,6 +23,7 @@ class Outcome:
     identity: Identity | None = None  # of what was measured, if it is to be stored
     place: Path | None = None  # the folder of the result, once it is stored
     missing: int = 0  # pieces that other shards have still to compute; the result is saved once this is 0
+    seconds: float = 0.0  # its share of the time that its task took
     busy: bool = False  # another process measures it
 
     @property

@@ -6,6 +6,7 @@ A cell is stored completely or not at all, so that a stopped study resumes.  A c
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -52,8 +53,10 @@ class Worker:
                     yield outcome
                 else:
                     left.append(cell)
+            started = time.perf_counter()
             for outcome in self._measured(left, task.shard) if left else ():
-                yield self._saved(outcome)
+                saved = self._saved(outcome)
+                yield replace(saved, seconds=(time.perf_counter() - started) / len(left))
 
     def _take(self, locks: ExitStack, cell: Cell, task: Task) -> bool:
         """Whether nobody else measures the cell; it is then locked.  Shards measure one cell together."""
