@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from backlight.analyses.catalog import CATALOG
 from backlight.claims.comparisons import difference_of_means
 from backlight.comparing.differences import Difference, NotComparable, cautions, corrected, differences
 from backlight.errors import UserError
 from backlight.results.result import DOCUMENT, Result
 from backlight.study.cells import load
-from backlight.study.folder import Model, read_study
+from backlight.study.folder import Model, read_study, units_in
 
 #: What a model, or several seeds of one, can be given as: a result, a folder of results, a model of a study.
 Measured = Result | str | Path | Model
@@ -66,7 +67,9 @@ def compare_models(first: Model, second: Model, *, same_images: bool = False) ->
 
     Errors: UserError if there is none; NotComparable if none measured them alike.
     """
-    pairs = {name: (result, second.results[name]) for name, result in first.results.items() if name in second.results}
+    names = [name for name in first.results if name in second.results]
+    order = {name: i for i, name in enumerate(CATALOG)}
+    pairs = {n: (first.results[n], second.results[n]) for n in sorted(names, key=lambda n: order.get(n, len(order)))}
     if not pairs:
         raise UserError(f"{first.name} and {second.name} have no analysis in common: run the same analyses of both")
     every, some, refused = [], [], {}
@@ -129,7 +132,7 @@ def model_of(measured: Measured) -> Model:
     if isinstance(measured, Model):
         return measured
     if isinstance(measured, Result):
-        return Model(measured.model, [], None, {measured.analysis: measured})
+        return model_with([measured])
     models = models_in(Path(measured))
     if len(models) > 1:
         names = ", ".join(model.name for model in models)
@@ -137,8 +140,14 @@ def model_of(measured: Measured) -> Model:
     return models[0]
 
 
+def model_with(results: Sequence[Result]) -> Model:
+    """The model of these results."""
+    by_analysis = {result.analysis: result for result in results}
+    return Model(results[0].model, units_in(by_analysis), None, by_analysis)
+
+
 def models_in(folder: Path) -> list[Model]:
-    """The models with results in a folder: that of a study, of a model, or of one result."""
+    """The models with results in a folder: of a study, of a model, or of one result.  Errors: UserError if there are none."""
     if (folder / DOCUMENT).exists():
         return [model_of(load(folder))]
     return [model for model in read_study(folder).models if model.results]

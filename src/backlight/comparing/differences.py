@@ -65,10 +65,10 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the second model's number is, compared with the first's."""
+        """What the second model's number is, compared with the first's; with a * if not after Holm's correction."""
         if not self.p_value < ALPHA:
             return "undecided"
-        return ("higher" if self.value > 0 else "lower") + ("" if self.decided else " (not after Holm's correction)")
+        return ("higher" if self.value > 0 else "lower") + ("" if self.decided else "*")
 
     def row(self) -> dict[str, Any]:
         """The difference as a row of a table; NaN is None."""
