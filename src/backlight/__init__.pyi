@@ -16,6 +16,7 @@ from backlight.models.surgery.hybridize import gates as gates
 from backlight.models.surgery.hybridize import hybridize as hybridize
 from backlight.models.surgery.hybridize import set_gates as set_gates
 from backlight.models.surgery.hybridize import smooth as smooth
+from backlight.monitoring.monitor import Monitor as Monitor
 from backlight.numerics.lanczos import lanczos as lanczos
 from backlight.numerics.quadrature import density as density
 from backlight.numerics.quadrature import trace as trace

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from backlight.analyses.catalog import CATALOG, entry
+from backlight.analyses.entry import Analysis
 from backlight.analyses.single_pass import single_pass
 from backlight.errors import NotApplicable
 from backlight.results.result import Result
+from backlight.settings import refuse_unknown
 
 #: Analysis -> its settings; or names, with the settings at their defaults.
 Requested = Mapping[str, Mapping[str, Any]] | Sequence[str]
@@ -47,8 +50,19 @@ def checked(analyses: Requested) -> dict[str, dict[str, Any]]:
     """Analysis -> settings that were given.  Errors: UserError for an unknown analysis or a wrong setting."""
     requested = analyses if isinstance(analyses, Mapping) else {name: {} for name in analyses}
     for name, own in requested.items():
-        entry(name).settings.of(own, name)
+        about = entry(name)
+        names = [option.name for option in about.own_options()]
+        refuse_unknown(own, [*names, *_more_parameters(about)], name)
+        about.settings.of({key: value for key, value in own.items() if key in names}, name)
     return {name: dict(own) for name, own in requested.items()}
+
+
+def _more_parameters(about: Analysis) -> list[str]:
+    """What its function takes beside settings, such as the ``mean`` and ``std`` of images that do not say them."""
+    settings = {option.name for option in about.own_options()}
+    shared = {"resamples", "seed", "name"} | ({"at"} if about.reducer else set())
+    keywords = [p.name for p in inspect.signature(about.function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return [name for name in keywords if name not in settings | shared]
 
 
 def _measured(
