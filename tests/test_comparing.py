@@ -23,7 +23,7 @@ from backlight.claims.comparisons import share_difference, student_difference
 from backlight.comparing.compare import Comparison, compare, models_in
 from backlight.comparing.differences import Difference, NotComparable, differences
 from backlight.comparing.pairing import aligned, part_weights
-from backlight.comparing.readers import READERS, read
+from backlight.comparing.readers import READERS, read, scalars
 from backlight.errors import UserError
 from backlight.numerics.bootstrap import counts, mean_interval
 from backlight.numerics.calibration import Scores, summary
@@ -250,6 +250,16 @@ def test_eigenvalues_are_paired_by_mini_batch() -> None:
     each = by_id(differences(*results))["hessian/log_largest_eigenvalue"]
     assert (each.value, each.low, each.high) == pytest.approx(student_difference(*np.log(sizes[::-1])))
     assert (each.count, each.over) == (12, "mini-batches")
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_the_numbers_of_a_model_have_the_names_of_its_differences(two: list[Model], analysis: str) -> None:
+    result = two[1].results[analysis]
+    numbers = scalars(result)
+    entire = {each.id: each for each in differences(result, result) if not each.number.place}
+    assert numbers.keys() == entire.keys()
+    for id, number in numbers.items():
+        assert number * (100 if entire[id].unit == "percentage points" else 1) == pytest.approx(entire[id].first)
 
 
 def test_two_intervals_add_in_quadrature() -> None:

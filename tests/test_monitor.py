@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import math
 import random
 from collections.abc import Callable, Iterable
@@ -122,8 +123,8 @@ def test_it_measures_what_the_analysis_measures() -> None:
     model = network()
     numbers = Monitor(model, IMAGES, analyses=["calibration"], batch_size=8).measure()
     rows = backlight.calibration(model, [IMAGES]).rows()
-    expected = {f"calibration/{row['metric']}": row["value"] for row in rows}
-    assert {name: numbers[name] for name in expected} == pytest.approx(expected, nan_ok=True)
+    expected = {f"calibration/{row['metric']}": row["value"] for row in rows if math.isfinite(row["value"])}
+    assert numbers == pytest.approx(expected)
     assert model.training
 
 
@@ -363,8 +364,8 @@ def test_in_lightning(tmp_path: Path) -> None:
 
     (plain, _), (watched, logger) = trained(False), trained(True)
     assert same(plain.state_dict(), watched.state_dict())
-    rows = [row for row in logger.experiment.metrics if "backlight/calibration/ece" in row]
-    assert [row["step"] for row in rows] == [0, 2, 4]
+    rows = csv.DictReader((Path(logger.log_dir) / "metrics.csv").open())
+    assert [int(row["step"]) for row in rows if row["backlight/calibration/ece"]] == [0, 2, 4]
 
 
 def test_in_a_loop_as_timms_train_script_has_it() -> None:
