@@ -6,6 +6,7 @@ import copy
 import csv
 import math
 import random
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -396,3 +397,13 @@ def test_in_a_loop_as_timms_train_script_has_it() -> None:
     assert same(plain.state_dict(), watched.state_dict())
     assert [row["step"] for row in monitor.history] == [2, 4]
     assert all(math.isfinite(row["calibration/nll"]) for row in monitor.history)
+
+
+def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "monitor.md").read_text()
+    (script,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(script, "monitor.md", "exec"), {})
+    (line,) = capsys.readouterr().out.splitlines()
+    step, *numbers = line.split()
+    assert step == "2"
+    assert all(math.isfinite(float(number)) for number in numbers)
