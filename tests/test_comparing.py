@@ -400,3 +400,15 @@ def test_a_result_of_scores_of_another_time_still_has_its_rows() -> None:
     results: list[Result] = [Calibration("x", table, [], about(bins=10)) for _ in range(2)]
     (each,) = differences(*results)
     assert (each.id, each.paired, each.value) == ("calibration/ece", False, 0)
+
+
+def test_a_comparison_is_a_line_and_in_a_notebook_a_table(two: list[Model]) -> None:
+    comparison = compare(replace(two[0], name="<b>x</b>"), two[1])
+    assert repr(comparison) == (
+        f"<{two[1].name} against <b>x</b>: {len(comparison.decided())} of {len(comparison.differences)} numbers differ>"
+    )
+    html = comparison._repr_html_()
+    shown = [each for each in comparison.differences if not each.number.place or each.decided]
+    assert html.count("<tr>") == len(shown) + 1
+    assert "<b>" not in html
+    assert comparison["calibration/nll"].title == "NLL"
