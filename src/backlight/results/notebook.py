@@ -25,9 +25,7 @@ def as_html(title: str, figure: Figure, claims: Sequence[Claim], rows: Sequence[
     parts = [
         f"<p><b>{escape(title)}</b></p>",
         f'<img alt="{escape(title)}" src="data:image/png;base64,{picture(figure)}">',
-        table(head, [of_claim(claim) for claim in claims])
-        if claims
-        else "",
+        table(head, [of_claim(claim) for claim in claims]) if claims else "",
         table(list(rows[0]), [list(row.values()) for row in rows[:HEAD]]) if rows else "",
     ]
     return "".join(parts) + more
