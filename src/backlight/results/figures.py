@@ -27,6 +27,7 @@ KIND_COLOUR = {
     "other": "#56B4E9",
     "stem": "#8A8A8A",
 }
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 #: Inches: a column in print, one of several panels that share the width of a page, and the height of both.
 COLUMN, PANEL, HEIGHT = 3.25, 2.3, 2.2
 STYLE = {
@@ -115,6 +116,19 @@ def _curve(ax: Axes, rows: Sequence[Row], column: str, curves: int, *, color: An
     )
     ax.fill_between(frequency, low, high, color=color, alpha=min(0.2, 1 / curves), lw=0)
     ax.plot(frequency, value, color=color, **line)
+
+
+def powers_of_ten(value: float, _: object = None) -> str:
+    """A tick of a logarithmic axis, without markup.
+
+    >>> powers_of_ten(1000), powers_of_ten(-0.01), powers_of_ten(0), powers_of_ten(1)
+    ('10³', '−10⁻²', '0', '1')
+    """
+    if not value:
+        return "0"
+    exponent = round(float(np.log10(abs(value))))
+    power = f"10{str(exponent).translate(RAISED)}" if exponent else "1"
+    return f"−{power}" if value < 0 else power
 
 
 def _frequency_axis(ax: Axes) -> None:

@@ -88,6 +88,7 @@ def measure(model: nn.Module, data: Iterable[Any], *, resamples: int, seed: int,
     unknown: list[str] = []
     batches: list[list[np.ndarray]] = []  # of each call: (B, H, 4) per batch
     size: torch.Size | None = None
+    count = 0  # of units
 
     def read(i: int, logits: Tensor) -> None:
         batches[i].append(_metrics(logits, calls[i]).double().cpu().numpy())
@@ -97,7 +98,7 @@ def measure(model: nn.Module, data: Iterable[Any], *, resamples: int, seed: int,
             images = to_model(images, model)
             if size is None:
                 size = images.shape[2:]
-                calls, rows, unknown = _calls(model, images[:2])
+                calls, rows, unknown, count = _calls(model, images[:2])
                 batches = [[] for _ in calls]
             if images.shape[2:] != size:
                 sizes = " and ".join(f"{h} x {w}" for h, w in (size, images.shape[2:]))
@@ -112,6 +113,7 @@ def measure(model: nn.Module, data: Iterable[Any], *, resamples: int, seed: int,
     facts = provenance(model, data, images=len(metrics[0]), resamples=resamples, seed=seed) | {
         "seconds": round(time.perf_counter() - started, 3),
         "left_out": unknown,
+        "units": count,
         "uniform": [_uniform(call) for call in calls],
     }
     means = mean_interval(np.stack([values.mean(1) for values in metrics], 1), resamples=resamples, seed=seed)
@@ -124,8 +126,8 @@ def measure(model: nn.Module, data: Iterable[Any], *, resamples: int, seed: int,
     )
 
 
-def _calls(model: nn.Module, images: Tensor) -> tuple[list[AttentionCall], list[Row], list[str]]:
-    """The attention calls, each with the first columns of its rows, and the modules of those that cannot be read."""
+def _calls(model: nn.Module, images: Tensor) -> tuple[list[AttentionCall], list[Row], list[str], int]:
+    """The attention calls, the first columns of the rows of each, the modules of those that cannot be read; how many units."""
     calls, unknown = attention_calls(model, images)
     if not calls:
         name = model_name(model)
@@ -139,7 +141,7 @@ def _calls(model: nn.Module, images: Tensor) -> tuple[list[AttentionCall], list[
         unit = call.unit(all_units)
         row = described(unit) if unit else {"unit": -1, "kind": "attention", "stage": 0}
         rows.append(row | {"module": call.module})
-    return calls, rows, unknown
+    return calls, rows, unknown, len(all_units)
 
 
 def _metrics(logits: Tensor, call: AttentionCall) -> Tensor:
@@ -245,21 +247,28 @@ class Attention(Result):
         """The rows of each attention's heads."""
         return [list(heads) for _, heads in groupby(self.table, key=lambda row: (row["unit"], row["module"]))]
 
+    def _depths(self) -> np.ndarray:
+        """The depth of each attention in the model, 0 at the first unit and 1 at the last; without units, among attentions."""
+        attentions = self.by_attention()
+        units, count = np.array([heads[0]["unit"] for heads in attentions]), self.provenance.get("units", 0)
+        known = count > 1 and (units >= 0).all()
+        return units / (count - 1) if known else np.arange(len(attentions)) / max(1, len(attentions) - 1)
+
     def _draw(self, ax: Axes, panel: str) -> None:
         """One mark per head over depth, with its interval; a line through the means; dotted lines between stages."""
         from backlight.results import figures as drawing
 
         attentions = self.by_attention()
-        steps = max(1, len(attentions) - 1)
+        depth = self._depths()
+        steps = max(1, self.provenance.get("units", len(attentions)) - 1)
         colour = drawing.KIND_COLOUR["attention"]
         for i, heads in enumerate(attentions):
             if i and heads[0]["stage"] != attentions[i - 1][0]["stage"]:
-                ax.axvline((i - 0.5) / steps, color="0.6", lw=0.8, ls=":")
+                ax.axvline((depth[i - 1] + depth[i]) / 2, color="0.6", lw=0.8, ls=":")
             value, low, high = (np.array([row[f"{panel}{end}"] for row in heads], float) for end in ("", "_low", "_high"))
             spread = (np.arange(len(heads)) - (len(heads) - 1) / 2) * min(0.012, 0.6 / steps / len(heads))
-            ax.errorbar(i / steps + spread, value, np.abs([value - low, high - value]), fmt="o", color=colour, ms=2.5,
+            ax.errorbar(depth[i] + spread, value, np.abs([value - low, high - value]), fmt="o", color=colour, ms=2.5,
                         elinewidth=0.6, alpha=0.7)  # fmt: skip
-        depth = np.arange(len(attentions)) / steps
         ax.plot(depth, [np.mean([row[panel] for row in heads]) for heads in attentions], color="0.35", lw=0.8, zorder=1)
         uniform = self.provenance.get("uniform", [])
         if panel in ("distance", "entropy") and len(uniform) == len(attentions):

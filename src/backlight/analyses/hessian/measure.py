@@ -319,12 +319,14 @@ class HessianSpectrum(Result):
     """
 
     analysis: ClassVar[str] = "hessian"
-    panels: ClassVar[tuple[str, ...]] = ("negative", "positive", "batches")
+    panels: ClassVar[tuple[str, ...]] = ("negative", "positive", "ranks", "batches")
 
     def _draw(self, ax: Axes, panel: str) -> None:
-        """Figure 4, the density of each sign on separate axes; and the eigenvalues of each batch."""
+        """Figure 4, the density of each sign on separate axes; each eigenvalue by its rank, and those of each batch."""
         if panel == "batches":
             self._draw_batches(ax)
+        elif panel == "ranks":
+            self._draw_ranks(ax)
         else:
             self._draw_density(ax, panel)
 
@@ -344,9 +346,30 @@ class HessianSpectrum(Result):
             ax.text(0.5, 0.5, f"none is {side}", transform=ax.transAxes, ha="center", color="0.4")
             ax.set(xticks=[0], yticks=[])
         ax.set_xlabel(f"{side.capitalize()} eigenvalues")
-        ax.set_title(f"NEP {_interval(nep, 100)}%" if side == "negative" else f"APE {_interval(ape)}")
+        share, mean = f"negative proportion (NEP)\n{_interval(nep, 100)} %", f"average positive (APE)\n{_interval(ape)}"
+        ax.set_title(share if side == "negative" else mean)
         if side == "negative":
             ax.set_ylabel("Density")
+
+    def _draw_ranks(self, ax: Axes) -> None:
+        """The mean over mini-batches of the eigenvalue of each rank by magnitude, with its interval."""
+        from matplotlib.ticker import MaxNLocator
+
+        from backlight.results import figures
+
+        rows = [row for row in self.table if row["block"] == "all"]
+        ranks = sorted({row["rank"] for row in rows})
+        values = np.array([[row["eigenvalue"] for row in rows if row["rank"] == rank] for rank in ranks], float)
+        mean, low, high = mean_interval(values.T)
+        first = ranks[0]
+        for negative, kind in ((True, "attention"), (False, "conv")):
+            own = (mean < 0) == negative
+            error = np.nan_to_num(np.abs([mean - low, high - mean])[:, own])
+            at = np.array(ranks)[own] - first + 1
+            ax.errorbar(at, mean[own], error, fmt="o", color=figures.KIND_COLOUR[kind], ms=2.5, elinewidth=0.8)
+        ax.axhline(0, color="0.2", lw=0.6)
+        ax.set(xlabel="Rank by magnitude", ylabel="Eigenvalue, mean of batches", xlim=(0.4, len(ranks) + 0.6))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     def _draw_batches(self, ax: Axes) -> None:
         """Every eigenvalue on a symmetric logarithmic axis; open markers did not converge."""
@@ -371,7 +394,9 @@ class HessianSpectrum(Result):
         least, most = (int(np.floor(np.log10(size))) for size in (min(sizes), max(sizes)))
         ax.set_yscale("symlog", linthresh=10.0**least, linscale=0.3)
         powers = 10.0 ** np.arange(least, most + 1)
-        ax.set_yticks([*-powers[::-1], 0, *powers])
+        ticks = [*-powers[::-1], 0, *powers] if least < most else [*-powers, *powers]
+        ax.set_yticks(ticks[:: 1 + len(ticks) // 10], minor=False)
+        ax.yaxis.set_major_formatter(figures.powers_of_ten)
         low, high = (min(row["eigenvalue"] for row in rows), max(row["eigenvalue"] for row in rows))
         ax.set(xlabel="Batch", ylabel="Eigenvalue", xlim=(-0.7, rows[-1]["batch"] + 0.7))
         ax.set_ylim(2 * min(low, -(10.0**least) / 2), 2 * max(high, 10.0**least / 2))

@@ -302,5 +302,9 @@ class Similarity(Result):
                     mark(start + i + 1, color=colour, lw=1, ls=":")
         other = self.provenance.get("other")
         ax.set(xlabel=f"Unit of {other['name']}" if other else "Unit", ylabel=f"Unit of {self.model}" if other else "Unit")
-        for axis in (ax.xaxis, ax.yaxis):
+        for axis, units in ((ax.xaxis, others), (ax.yaxis, rows)):
             axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+            axis.set_ticks([at for at in axis.get_ticklocs() if 1 <= at <= units[-1]["unit"]])
+            if units[0]["unit"] < 0:
+                axis.set_ticks([-1, *axis.get_ticklocs()])
+                axis.set_major_formatter(lambda at, _: "stem" if at < 0 else f"{at:g}")
