@@ -214,11 +214,31 @@ def test_ece_is_resampled_for_both_models_alike(two: list[Model]) -> None:
 
 
 def test_accuracies_have_tangos_interval(two: list[Model]) -> None:
-    results = [model.results["calibration"] for model in two]
-    each = by_id(differences(*results))["calibration/accuracy"]
-    right = [np.asarray(result.arrays["per_image/correct"], np.float64) for result in results]
+    first = two[0].results["calibration"]
+    better = first.arrays["per_image/scores"].copy()
+    better[1, :20] = better[0, :20]  # the first answers become right
+    second = replace(first, arrays={**first.arrays, "per_image/scores": better})
+    each = by_id(differences(first, second))["calibration/accuracy"]
+    right = [np.asarray(scores[0] == scores[1], np.float64) for scores in (first.arrays["per_image/scores"], better)]
     expected = [100 * end for end in share_difference(right[1], right[0])]
+    assert each.value > 10
     assert (each.value, each.low, each.high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("analysis", "paired"), [("fourier", True), ("variance", True), ("lesion", False), ("similarity", False)]
+)
+def test_claims_are_compared_by_their_numbers(two: list[Model], analysis: str, paired: bool) -> None:
+    results = [model.results[analysis] for model in two]
+    claims = [{claim.id: claim for claim in result.claims} for result in results]
+    every = by_id(differences(*results))
+    shared = [id for id in claims[0] if id in claims[1]]
+    assert shared
+    for id in shared:
+        one, other = claims[0][id], claims[1][id]
+        assert (every[id].first, every[id].second) == pytest.approx((one.value, other.value), rel=1e-5)
+        assert every[id].value == pytest.approx(other.value - one.value, abs=1e-5)
+        assert (every[id].count, every[id].over, every[id].paired) == (one.count, one.over, paired)
 
 
 def test_a_lesion_is_compared_by_the_changes_that_it_makes() -> None:
@@ -348,7 +368,8 @@ def test_a_comparison_of_results_is_that_of_their_folders(runs: Path, two: list[
 
 def test_holms_correction_is_over_all_differences(two: list[Model]) -> None:
     whole = compare(*two)
-    assert {each.analysis for each in whole.differences} == set(ANALYSES) - {"attention"}
+    order = list(dict.fromkeys(each.analysis for each in whole.differences))
+    assert order == [name for name in CATALOG if name in ANALYSES and name != "attention"]
     np.testing.assert_allclose([d.adjusted for d in whole.differences], holm([d.p_value for d in whole.differences]))
     weak = [each for each in whole.differences if each.p_value < 0.05 <= each.adjusted]
     assert {each.id for each in whole.differences if each.verdict.endswith("*")} == {each.id for each in weak}

@@ -134,7 +134,8 @@ def test_it_measures_what_the_analysis_measures() -> None:
 )
 def test_where_in_a_loop_it_is_called_does_not_matter(surroundings: Callable[[], Any]) -> None:
     model = network()
-    monitor = Monitor(model, IMAGES, analyses={"calibration": {}, "variance": {}, "hessian": {"top": 1}}, batch_size=8)
+    names = ("variance", "calibration", "hessian", "erf", "adversarial")
+    monitor = Monitor(model, IMAGES, analyses={name: ANALYSES[name] for name in names}, batch_size=8)
     outside = monitor.measure()
     with surroundings():
         inside = monitor.measure()
