@@ -112,7 +112,7 @@ def test_on_a_terminal_the_finding_comes_first(run, folders: Path, monkeypatch: 
     assert first.startswith("worse against base: ")
     assert max(map(len, out.splitlines())) <= 60
     words = " ".join(out.split())
-    assert "lower: accuracy, 90.0 to 75.0: −15.0 [−20.6, −10.7] percentage points" in words
+    assert "numbers differ; accuracy is lower, 90.0 to 75.0: −15.0 [−20.6, −10.7] percentage points; most clearly " in words
     assert "95% intervals over the same 200 images" in words
     assert "undecided: " in words
     assert "calibration" in rest

@@ -132,12 +132,20 @@ def measured(
 
 def finding(comparison: Comparison) -> str:
     """What was found, in a sentence."""
-    from backlight.report.words import counted
+    from backlight.report.words import counted, number
 
-    differ, total = len(comparison.decided()), counted(len(comparison.differences), "number")
-    accuracy = next((each for each in comparison.differences if each.id == "calibration/accuracy"), None)
-    headline = f"; {accuracy.verdict}: {in_words(accuracy)}" if accuracy else ""
-    return f"{comparison.second} against {comparison.first}: {differ} of {total} differ{headline}"
+    decided, total = comparison.decided(), counted(len(comparison.differences), "number")
+    parts = [f"{comparison.second} against {comparison.first}: {len(decided)} of {total} differ"]
+    parts += [
+        f"accuracy is {each.verdict}, {number(each.first)} to {number(each.second)}: {change(each)}"
+        for each in comparison.differences
+        if each.id == "calibration/accuracy"
+    ]
+    if decided:
+        clearest = max(decided, key=lambda each: abs(each.value) / max(each.high - each.low, 1e-300))
+        place = f" at {clearest.number.place}" if clearest.number.place else ""
+        parts.append(f"most clearly {clearest.title}{place}: {change(clearest)}")
+    return "; ".join(parts)
 
 
 def lines(comparison: Comparison) -> Iterator[str]:
@@ -198,7 +206,7 @@ def where_different(same: Sequence[Difference]) -> str:
     sides = [f"{sum(each.verdict == side for each in decided)} {side}" for side in ("higher", "lower")]
     counts = series(side for side in sides if not side.startswith("0 "))
     of = "units" if same[0].number.unit is not None else "places"
-    return f"differs {most.title}: {counts} of {len(same)} {of}, most {most.number.place}: {change(most)}"
+    return f"differs {most.title}: {counts} of {len(same)} {of}, most at {most.number.place}: {change(most)}"
 
 
 def short(each: Difference) -> dict[str, str]:
