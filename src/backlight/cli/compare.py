@@ -141,8 +141,9 @@ def finding(comparison: Comparison) -> str:
         for each in comparison.differences
         if each.id == "calibration/accuracy"
     ]
-    if decided:
-        clearest = max(decided, key=lambda each: abs(each.value) / max(each.high - each.low, 1e-300))
+    plain = [each for each in decided if each.unit and each.id != "calibration/accuracy"]  # numbers of claims take a paragraph
+    if plain:
+        clearest = max(plain, key=lambda each: abs(each.value) / max(each.high - each.low, 1e-300))
         place = f" at {clearest.number.place}" if clearest.number.place else ""
         parts.append(f"most clearly {clearest.title}{place}: {change(clearest)}")
     return "; ".join(parts)
