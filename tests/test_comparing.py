@@ -282,6 +282,18 @@ def test_the_numbers_of_a_model_have_the_names_of_its_differences(two: list[Mode
         assert number * (100 if entire[id].unit == "percentage points" else 1) == pytest.approx(entire[id].first)
 
 
+def test_attention_is_paired_by_image(two: list[Model]) -> None:
+    """The mean over the heads of each attention, as the table has it."""
+    result = two[1].results["attention"]
+    halved = replace(result, arrays={**result.arrays, "per_image/mean": result.arrays["per_image/mean"] / 2})
+    every = by_id(differences(result, halved))
+    for metric in ("distance", "entropy", "nmi", "high_frequency"):
+        (each,) = (one for one in every.values() if one.number.quantity == f"attention_{metric}")
+        mean = np.mean([row[metric] for row in result.table])
+        assert (each.first, each.value, each.paired) == (pytest.approx(mean), pytest.approx(-mean / 2), True)
+        assert every[f"attention/mean_attention_{metric}"].value == pytest.approx(each.value)
+
+
 def test_two_intervals_add_in_quadrature() -> None:
     interval = difference_interval((0.2, 0.1, 0.5), (0.3, 0.29, 0.31))
     assert [float(x) for x in interval] == pytest.approx([0.1, 0.1 - math.hypot(0.01, 0.3), 0.1 + math.hypot(0.01, 0.1)])

@@ -247,17 +247,15 @@ def of_similarity(result: Result) -> Iterator[Series]:
 
 
 def of_attention(result: Result) -> Iterator[Series]:
-    """Each number, the mean over the heads of a unit; the ends are averaged alike, which is too wide rather than too short."""
-    units = list(dict.fromkeys(row["unit"] for row in result.table))
-    for name in ("distance", "entropy", "nmi", "high_frequency"):
-        rows = [_mean_of([row for row in result.table if row["unit"] == unit], name) for unit in units]
-        yield of_units(f"attention_{name}", rows, name, some_units=True)
-        yield of_rows([Number(f"mean_attention_{name}")], [_mean_of(rows, name)], name)
-
-
-def _mean_of(rows: Sequence[Row], column: str) -> Row:
-    ends = {f"{column}{end}": float(np.mean([row[f"{column}{end}"] for row in rows])) for end in ("", "_low", "_high")}
-    return {key: rows[0][key] for key in ("unit", "kind", "stage")} | ends
+    """Each number, the mean over the heads of an attention, and over all attentions."""
+    samples = _image(result, "mean")
+    if samples is None:
+        return
+    rows = [row for row in result.table if row["head"] == 0]
+    for name, own in zip(("distance", "entropy", "nmi", "high_frequency"), samples, strict=True):
+        places = [of_unit(f"attention_{name}", row) for row in rows]
+        yield _samples(f"attention_{name}", places, own, means, some_units=True)
+        yield _samples(f"attention_{name}", [Number(f"mean_attention_{name}")], own.mean(0, keepdims=True), means)
 
 
 def highest(rows: Sequence[Row]) -> list[Row]:
