@@ -10,9 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, TINY_ALTERNATING
 from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+import backlight
 from backlight.analyses.calibration.measure import Calibration
 from backlight.analyses.catalog import CATALOG
 from backlight.analyses.erf.measure import Erf
@@ -445,3 +449,46 @@ def test_a_comparison_is_a_line_and_in_a_notebook_a_table(two: list[Model]) -> N
     assert html.count("<tr>") == len(shown) + 1
     assert "<b>" not in html
     assert comparison["calibration/nll"].title == "NLL"
+
+
+# --- two models and their data
+
+
+IMAGES_AND_LABELS = torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 10
+
+
+def loader(shuffle: bool = False) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*IMAGES_AND_LABELS), batch_size=20, shuffle=shuffle)
+
+
+def networks() -> list[nn.Module]:
+    return [backlight.load_model(name, pretrained=False) for name in (TINY, TINY_ALTERNATING)]
+
+
+def test_two_models_are_measured_on_the_same_data() -> None:
+    models = networks()
+    comparison = compare(*models, loader(), analyses=["variance", "calibration", "attention"], names=("cnn", "hybrid"))
+    alone = [backlight.variance(model, loader(), name=name) for model, name in zip(models, ("cnn", "hybrid"), strict=True)]
+    assert (comparison.first, comparison.second) == ("cnn", "hybrid")
+    of_variance = [each for each in comparison.differences if each.analysis == "variance"]
+    for each, other in zip(of_variance, differences(*alone, same_images=True), strict=True):
+        assert (each.id, each.value, each.low) == (other.id, other.value, other.low)
+    assert {each.analysis for each in comparison.differences} == {"variance", "calibration"}  # a CNN has no attention
+
+
+def test_a_loader_that_shuffles_is_refused() -> None:
+    with pytest.raises(UserError, match="other images, or in another order, at each pass"):
+        compare(*networks(), loader(shuffle=True), analyses=["variance"])
+
+
+def test_data_that_can_be_read_once_are_refused() -> None:
+    with pytest.raises(UserError, match="an iterator can be read once"):
+        compare(*networks(), iter(loader()), analyses=["variance"])
+
+
+def test_models_need_data_and_results_need_none(two: list[Model]) -> None:
+    models = networks()
+    with pytest.raises(UserError, match="give the data"):
+        compare(*models)
+    with pytest.raises(UserError, match="leave out the data"):
+        compare(*two, loader())
