@@ -298,6 +298,12 @@ def test_attention_is_paired_by_image(two: list[Model]) -> None:
         assert every[f"attention/mean_attention_{metric}"].value == pytest.approx(each.value)
 
 
+def test_the_mini_batches_of_cka_are_counted(two: list[Model]) -> None:
+    """Also of a model of one stage, about which no claim says how many there were."""
+    result = replace(two[0].results["similarity"], claims=[])
+    assert {(each.count, each.over) for each in differences(result, result)} == {(3, "mini-batches")}
+
+
 def test_two_intervals_add_in_quadrature() -> None:
     interval = difference_interval((0.2, 0.1, 0.5), (0.3, 0.29, 0.31))
     assert [float(x) for x in interval] == pytest.approx([0.1, 0.1 - math.hypot(0.01, 0.3), 0.1 + math.hypot(0.01, 0.1)])

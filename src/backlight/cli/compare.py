@@ -66,11 +66,10 @@ def compare_command(
     elif as_csv or not terminal:
         print_csv(rows)
     for comparison in made:
-        text = "".join(f"{line}\n" for line in wrapped(lines(comparison)))
         if as_json or as_csv or not terminal:
             say(finding(comparison))
         else:
-            write(text)
+            write("".join(f"{line}\n" for line in wrapped(map(for_terminal, lines(comparison)))))
             if every_row:
                 print_table([short(each) for each in comparison.differences])
 
@@ -214,13 +213,15 @@ def short(each: Difference) -> dict[str, str]:
     """A difference as a row for people."""
     from backlight.report.words import number
 
-    return {
-        "verdict": each.verdict,
-        "id": each.id,
-        "first": number(each.first),
-        "second": number(each.second),
-        "difference": change(each),
-    }
+    values = {"first": number(each.first), "second": number(each.second), "difference": change(each)}
+    return {"verdict": each.verdict, "id": each.id, **{name: for_terminal(text) for name, text in values.items()}}
+
+
+def for_terminal(text: str) -> str:
+    """The text with characters that standard output has."""
+    from backlight.cli.screen import terminal, written
+
+    return written(text, terminal())
 
 
 def wrapped(every: Iterable[str]) -> Iterator[str]:

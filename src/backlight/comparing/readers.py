@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ QUANTITIES = {
     "iou": Quantity("mean IoU of the classes"),
     "iou_90": Quantity("mean IoU where confidence is above 0.9"),
     "delta": Quantity("Δ log amplitude at the highest frequency", "nepers"),
-    "delta_change": Quantity("change of Δ log amplitude at the highest frequency from stem to last unit", "nepers"),
+    "delta_change": Quantity("Δ log amplitude at the highest frequency, last unit less stem", "nepers"),
     "log_variance": Quantity("log variance of the feature map", "nepers"),
     "accuracy_change": Quantity("change of accuracy without the unit", POINTS, 100),
     "nll_change": Quantity("change of NLL without the unit", "nats"),
@@ -91,7 +92,7 @@ def read(result: Result) -> list[Series]:
 def scalars(result: Result) -> dict[str, float]:
     """The finite numbers of the entire model, ANALYSIS/QUANTITY -> number as it is stored: accuracies are fractions.
 
-    The keys stay the same from version to version, as the ids of claims do: ``calibration/ece``, ``fourier/high-pass``.
+    The keys stay the same from version to version, as the ids of claims do: ``calibration/ece``, ``fourier/conv-relative``.
     """
     numbers = ((number, value) for series in read(result) for number, value in zip(series.numbers, series.ends[0], strict=True))
     return {f"{result.analysis}/{n.quantity}": float(value) for n, value in numbers if not n.place and np.isfinite(value)}
@@ -245,7 +246,8 @@ def of_similarity(result: Result) -> Iterator[Series]:
     """CKA of the stream after each unit with that after the next."""
     rows = [row for row in result.table if row["other_unit"] == row["unit"] + 1]
     if rows and not result.provenance["settings"].get("other"):
-        batches = max((claim.count for claim in result.claims), default=1)
+        size = (result.provenance.get("data") or {}).get("batch_size")  # of another loader it is known from a claim only
+        batches = math.ceil(result.provenance["images"] / size) if size else max((c.count for c in result.claims), default=1)
         yield of_units("neighbour_cka", rows, "cka", over="mini-batches", count=batches)
 
 
