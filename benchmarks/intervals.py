@@ -10,6 +10,8 @@
   CKA is the truth.
 - *NEP*: the share of negative ones of 5 eigenvalues of each mini-batch, with a mean of p and, between mini-batches, a beta
   distribution of variance p (1 - p) / 5 (overdispersed) or no variance (binomial).
+- *difference of ECE*: two models on the same images, whose confidences, 0.3 + 0.7 Beta(3, 1), differ by noise of 0.05 and whose
+  answers are right or wrong together where they can be; each is as much less accurate than confident as its ECE says.
 
 Runs in about three minutes on one core; ``--simulations 100`` in half a minute.
 """
@@ -31,8 +33,9 @@ from backlight.analyses.similarity.settings import SimilaritySettings
 from backlight.analyses.single_pass import find_streams, reading_streams
 from backlight.data.loading import load_data
 from backlight.models.sources.load import load_model
-from backlight.numerics.bootstrap import counts, mean_interval, skewed_mean_interval, statistic_interval
+from backlight.numerics.bootstrap import basic_interval, counts, mean_interval, skewed_mean_interval, statistic_interval
 from backlight.numerics.cka import cka, hsic
+from backlight.numerics.independent import difference_interval
 from backlight.numerics.proportions import proportion_interval, share_interval, tango_ends
 from backlight.numerics.student import jackknife_interval
 
@@ -209,6 +212,40 @@ def negative_shares(simulations: int) -> list[dict[str, Any]]:
     return rows
 
 
+def ece_differences(simulations: int) -> list[dict[str, Any]]:
+    """The paired interval that `backlight compare` uses, and the one from both models' own intervals."""
+    cases = [
+        (n, first, second) for n in (200, 1000) for first, second in ((0, 0), (0.05, 0.05), (0.05, 0.1), (0, 0.1), (0.1, 0.2))
+    ]
+    return [{"n": n, "first": a, "second": b} | _ece_difference(n, a, b, simulations) for n, a, b in cases]
+
+
+def _ece_difference(n: int, first: float, second: float, simulations: int, bins: int = 10) -> dict[str, float]:
+    rng, resamples = np.random.default_rng(0), np.concatenate(list(counts(n, RESAMPLES, 0)))
+    rows = []
+    for _ in range(simulations):
+        confidence = 0.3 + 0.7 * rng.beta(3, 1, n)
+        confidences = np.stack([confidence, np.clip(confidence + rng.normal(0, 0.05, n), 0.3, 1)])
+        correct = rng.random(n) < np.clip(confidences - [[first], [second]], 0, 1)
+        gaps = [
+            (np.eye(bins)[np.ceil(c * bins).astype(int) - 1].T * (c - k)).T for c, k in zip(confidences, correct, strict=True)
+        ]
+        plain, resampled = ([np.abs(w @ gap).sum(-1) / n for gap in gaps] for w in (np.ones(n), resamples))
+        value = plain[1] - plain[0]
+        low, high = basic_interval(value, resampled[1] - resampled[0])
+        own = [np.stack([v, *np.clip(basic_interval(v, r), 0, 1)]) for v, r in zip(plain, resampled, strict=True)]
+        for each in own:
+            each[1:] = min(each[1], each[0]), max(each[2], each[0])
+        rows.append([value, min(low, value), max(high, value), *difference_interval(*own)])
+    paired, unpaired = np.array(rows).T.reshape(2, 3, -1)
+    true = second - first
+    return {
+        "used": inside(paired[1:], true), "width": float(np.diff(paired[1:], axis=0).mean()),
+        "bias": float((paired[0] - true).mean()),
+        "unpaired": inside(unpaired[1:], true), "unpaired_width": float(np.diff(unpaired[1:], axis=0).mean()),
+    }  # fmt: skip
+
+
 def tables(results: dict[str, list[dict[str, Any]]]) -> str:
     """The results as Markdown."""
 
@@ -251,6 +288,13 @@ def tables(results: dict[str, list[dict[str, Any]]]) -> str:
                  "bootstrap_overdispersed": "overdispersed"},
                 results["negative_shares"],
             ),
+            table(
+                "Coverage of a difference of ECE of two models on the same images, %; widths and bias in percentage points:",
+                {"n": "images", "first": "ECE of the first", "second": "of the second", "used": "paired (used)",
+                 "width": "its mean width", "bias": "bias of the difference", "unpaired": "both intervals added",
+                 "unpaired_width": "their mean width"},
+                results["ece_differences"],
+            ),
         ]
     )  # fmt: skip
 
@@ -267,6 +311,7 @@ def main() -> None:
         "means": means(min(options.simulations, 5000)),
         "blocks": blocks(min(options.simulations, 1000)),
         "negative_shares": negative_shares(min(options.simulations, 1000)),
+        "ece_differences": ece_differences(min(options.simulations, 1000)),
     }
     options.out.write_text(json.dumps(results, indent=1) + "\n")
     page = options.page.read_text()

@@ -6,8 +6,11 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +115,7 @@ def test_on_a_terminal_the_finding_comes_first(run, folders: Path, monkeypatch: 
     assert first.startswith("worse against base: ")
     assert max(map(len, out.splitlines())) <= 60
     words = " ".join(out.split())
-    assert "lower: accuracy, 90.0 to 75.0: −15.0 [−20.6, −10.7] percentage points" in words
+    assert "numbers differ; accuracy is lower, 90.0 to 75.0: −15.0 [−20.6, −10.7] percentage points; most clearly " in words
     assert "95% intervals over the same 200 images" in words
     assert "undecided: " in words
     assert "calibration" in rest
@@ -120,6 +123,16 @@ def test_on_a_terminal_the_finding_comes_first(run, folders: Path, monkeypatch: 
     assert "calibration/top5" in every
     assert "calibration/top5" not in out
     assert run("compare", folders / "base", folders / "worse", "--csv")[1].startswith("models,id,verdict,")
+
+
+def test_a_terminal_without_utf_8_gets_what_it_has(folders: Path) -> None:
+    code = "import sys; sys.stdout.isatty = lambda: True; from backlight.cli.main import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "compare", str(folders / "base"), str(folders / "worse")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "60"}
+    out = subprocess.run(command, capture_output=True, check=True, env=environment).stdout.decode("ascii")
+    assert "-15.0 [-20.6, -10.7]" in " ".join(out.split())
+    assert "\\u" not in out
+    assert max(map(len, out.splitlines())) <= 60
 
 
 def test_models_of_one_name_are_told_apart_by_their_folders(run, folders: Path) -> None:

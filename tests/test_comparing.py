@@ -10,9 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, TINY_ALTERNATING
 from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+import backlight
 from backlight.analyses.calibration.measure import Calibration
 from backlight.analyses.catalog import CATALOG
 from backlight.analyses.erf.measure import Erf
@@ -214,11 +218,31 @@ def test_ece_is_resampled_for_both_models_alike(two: list[Model]) -> None:
 
 
 def test_accuracies_have_tangos_interval(two: list[Model]) -> None:
-    results = [model.results["calibration"] for model in two]
-    each = by_id(differences(*results))["calibration/accuracy"]
-    right = [np.asarray(result.arrays["per_image/correct"], np.float64) for result in results]
+    first = two[0].results["calibration"]
+    better = first.arrays["per_image/scores"].copy()
+    better[1, :20] = better[0, :20]  # the first answers become right
+    second = replace(first, arrays={**first.arrays, "per_image/scores": better})
+    each = by_id(differences(first, second))["calibration/accuracy"]
+    right = [np.asarray(scores[0] == scores[1], np.float64) for scores in (first.arrays["per_image/scores"], better)]
     expected = [100 * end for end in share_difference(right[1], right[0])]
+    assert each.value > 10
     assert (each.value, each.low, each.high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("analysis", "paired"), [("fourier", True), ("variance", True), ("lesion", False), ("similarity", False)]
+)
+def test_claims_are_compared_by_their_numbers(two: list[Model], analysis: str, paired: bool) -> None:
+    results = [model.results[analysis] for model in two]
+    claims = [{claim.id: claim for claim in result.claims} for result in results]
+    every = by_id(differences(*results))
+    shared = [id for id in claims[0] if id in claims[1]]
+    assert shared
+    for id in shared:
+        one, other = claims[0][id], claims[1][id]
+        assert (every[id].first, every[id].second) == pytest.approx((one.value, other.value), rel=1e-5)
+        assert every[id].value == pytest.approx(other.value - one.value, abs=1e-5)
+        assert (every[id].count, every[id].over, every[id].paired) == (one.count, one.over, paired)
 
 
 def test_a_lesion_is_compared_by_the_changes_that_it_makes() -> None:
@@ -260,6 +284,24 @@ def test_the_numbers_of_a_model_have_the_names_of_its_differences(two: list[Mode
     assert numbers.keys() == entire.keys()
     for id, number in numbers.items():
         assert number * (100 if entire[id].unit == "percentage points" else 1) == pytest.approx(entire[id].first)
+
+
+def test_attention_is_paired_by_image(two: list[Model]) -> None:
+    """The mean over the heads of each attention, as the table has it."""
+    result = two[1].results["attention"]
+    halved = replace(result, arrays={**result.arrays, "per_image/mean": result.arrays["per_image/mean"] / 2})
+    every = by_id(differences(result, halved))
+    for metric in ("distance", "entropy", "nmi", "high_frequency"):
+        (each,) = (one for one in every.values() if one.number.quantity == f"attention_{metric}")
+        mean = np.mean([row[metric] for row in result.table])
+        assert (each.first, each.value, each.paired) == (pytest.approx(mean), pytest.approx(-mean / 2), True)
+        assert every[f"attention/mean_attention_{metric}"].value == pytest.approx(each.value)
+
+
+def test_the_mini_batches_of_cka_are_counted(two: list[Model]) -> None:
+    """Also of a model of one stage, about which no claim says how many there were."""
+    result = replace(two[0].results["similarity"], claims=[])
+    assert {(each.count, each.over) for each in differences(result, result)} == {(3, "mini-batches")}
 
 
 def test_two_intervals_add_in_quadrature() -> None:
@@ -348,7 +390,8 @@ def test_a_comparison_of_results_is_that_of_their_folders(runs: Path, two: list[
 
 def test_holms_correction_is_over_all_differences(two: list[Model]) -> None:
     whole = compare(*two)
-    assert {each.analysis for each in whole.differences} == set(ANALYSES) - {"attention"}
+    order = list(dict.fromkeys(each.analysis for each in whole.differences))
+    assert order == [name for name in CATALOG if name in ANALYSES and name != "attention"]
     np.testing.assert_allclose([d.adjusted for d in whole.differences], holm([d.p_value for d in whole.differences]))
     weak = [each for each in whole.differences if each.p_value < 0.05 <= each.adjusted]
     assert {each.id for each in whole.differences if each.verdict.endswith("*")} == {each.id for each in weak}
@@ -412,3 +455,46 @@ def test_a_comparison_is_a_line_and_in_a_notebook_a_table(two: list[Model]) -> N
     assert html.count("<tr>") == len(shown) + 1
     assert "<b>" not in html
     assert comparison["calibration/nll"].title == "NLL"
+
+
+# --- two models and their data
+
+
+IMAGES_AND_LABELS = torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 10
+
+
+def loader(shuffle: bool = False) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*IMAGES_AND_LABELS), batch_size=20, shuffle=shuffle)
+
+
+def networks() -> list[nn.Module]:
+    return [backlight.load_model(name, pretrained=False) for name in (TINY, TINY_ALTERNATING)]
+
+
+def test_two_models_are_measured_on_the_same_data() -> None:
+    models = networks()
+    comparison = compare(*models, loader(), analyses=["variance", "calibration", "attention"], names=("cnn", "hybrid"))
+    alone = [backlight.variance(model, loader(), name=name) for model, name in zip(models, ("cnn", "hybrid"), strict=True)]
+    assert (comparison.first, comparison.second) == ("cnn", "hybrid")
+    of_variance = [each for each in comparison.differences if each.analysis == "variance"]
+    for each, other in zip(of_variance, differences(*alone, same_images=True), strict=True):
+        assert (each.id, each.value, each.low) == (other.id, other.value, other.low)
+    assert {each.analysis for each in comparison.differences} == {"variance", "calibration"}  # a CNN has no attention
+
+
+def test_a_loader_that_shuffles_is_refused() -> None:
+    with pytest.raises(UserError, match="other images, or in another order, at each pass"):
+        compare(*networks(), loader(shuffle=True), analyses=["variance"])
+
+
+def test_data_that_can_be_read_once_are_refused() -> None:
+    with pytest.raises(UserError, match="an iterator can be read once"):
+        compare(*networks(), iter(loader()), analyses=["variance"])
+
+
+def test_models_need_data_and_results_need_none(two: list[Model]) -> None:
+    models = networks()
+    with pytest.raises(UserError, match="give the data"):
+        compare(*models)
+    with pytest.raises(UserError, match="leave out the data"):
+        compare(*two, loader())

@@ -7,6 +7,7 @@ import csv
 import math
 import random
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import backlight
 from backlight import Monitor
 from backlight.analyses.together import measured_together
-from backlight.errors import UserError
+from backlight.errors import Unavailable, UserError
 from backlight.monitoring.trackers import to_tensorboard, to_wandb
 from backlight.monitoring.untouched import same_randomness, untouched
 
@@ -134,7 +135,8 @@ def test_it_measures_what_the_analysis_measures() -> None:
 )
 def test_where_in_a_loop_it_is_called_does_not_matter(surroundings: Callable[[], Any]) -> None:
     model = network()
-    monitor = Monitor(model, IMAGES, analyses={"calibration": {}, "variance": {}, "hessian": {"top": 1}}, batch_size=8)
+    names = ("variance", "calibration", "hessian", "erf", "adversarial")
+    monitor = Monitor(model, IMAGES, analyses={name: ANALYSES[name] for name in names}, batch_size=8)
     outside = monitor.measure()
     with surroundings():
         inside = monitor.measure()
@@ -235,6 +237,20 @@ def test_analyses_together_are_as_alone() -> None:
 # --- adapters
 
 
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from backlight.monitoring import hugging_face, lightning
+
+    for name in ("transformers", "tensorboard", "torch.utils.tensorboard", *(f"{p}.callbacks" for p in lightning.PACKAGES)):
+        monkeypatch.setitem(sys.modules, name, None)
+    monitor = Monitor(network(TINY), IMAGES)
+    with pytest.raises(Unavailable, match="pip install pytorch-lightning"):
+        lightning.callback(monitor)
+    with pytest.raises(Unavailable, match=r"pip install 'backlight\[hf\]'"):
+        hugging_face.callback(monitor, None)
+    with pytest.raises(Unavailable, match=r"pip install 'backlight\[tensorboard\]'"):
+        to_tensorboard(tmp_path)
+
+
 def test_a_monitor_attached_to_an_optimizer_counts_its_steps() -> None:
     """Two backward passes a step, as with gradient accumulation."""
     model = network(TINY)
@@ -300,7 +316,7 @@ def test_wandb_itself_takes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_in_hugging_faces_trainer(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    from backlight.monitoring.hugging_face import MonitorCallback
+    from backlight.monitoring.hugging_face import callback
 
     class Classifier(nn.Module):
         def __init__(self) -> None:
@@ -321,7 +337,7 @@ def test_in_hugging_faces_trainer(tmp_path: Path) -> None:
         trainer = transformers.Trainer(Classifier(), arguments, train_dataset=rows)
         if watched:
             monitor = Monitor(trainer.model, IMAGES, every=2, analyses=["calibration", "variance"])
-            trainer.add_callback(MonitorCallback(monitor, trainer))
+            trainer.add_callback(callback(monitor, trainer))
         trainer.train()
         return trainer
 
@@ -335,7 +351,7 @@ def test_in_hugging_faces_trainer(tmp_path: Path) -> None:
 
 def test_in_lightning(tmp_path: Path) -> None:
     lightning = pytest.importorskip("pytorch_lightning")
-    from backlight.monitoring.lightning import MonitorCallback
+    from backlight.monitoring.lightning import callback
 
     class Module(lightning.LightningModule):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
@@ -356,7 +372,7 @@ def test_in_lightning(tmp_path: Path) -> None:
         module, logger = Module(), lightning.loggers.CSVLogger(tmp_path / str(watched))
         monitor = Monitor(module.inner, IMAGES, every=2, analyses=["calibration", "variance"])
         trainer = lightning.Trainer(
-            max_steps=4, accelerator="cpu", logger=logger, callbacks=[MonitorCallback(monitor)] if watched else [],
+            max_steps=4, accelerator="cpu", logger=logger, callbacks=[callback(monitor)] if watched else [],
             enable_progress_bar=False, enable_checkpointing=False, accumulate_grad_batches=2,
         )  # fmt: skip
         loader = DataLoader(TensorDataset(*pairs(48, 4)), batch_size=4, shuffle=True)

@@ -66,11 +66,10 @@ def compare_command(
     elif as_csv or not terminal:
         print_csv(rows)
     for comparison in made:
-        text = "".join(f"{line}\n" for line in wrapped(lines(comparison)))
         if as_json or as_csv or not terminal:
             say(finding(comparison))
         else:
-            write(text)
+            write("".join(f"{line}\n" for line in wrapped(map(for_terminal, lines(comparison)))))
             if every_row:
                 print_table([short(each) for each in comparison.differences])
 
@@ -132,12 +131,21 @@ def measured(
 
 def finding(comparison: Comparison) -> str:
     """What was found, in a sentence."""
-    from backlight.report.words import counted
+    from backlight.report.words import counted, number
 
-    differ, total = len(comparison.decided()), counted(len(comparison.differences), "number")
-    accuracy = next((each for each in comparison.differences if each.id == "calibration/accuracy"), None)
-    headline = f"; {accuracy.verdict}: {in_words(accuracy)}" if accuracy else ""
-    return f"{comparison.second} against {comparison.first}: {differ} of {total} differ{headline}"
+    decided, total = comparison.decided(), counted(len(comparison.differences), "number")
+    parts = [f"{comparison.second} against {comparison.first}: {len(decided)} of {total} differ"]
+    parts += [
+        f"accuracy is {each.verdict}, {number(each.first)} to {number(each.second)}: {change(each)}"
+        for each in comparison.differences
+        if each.id == "calibration/accuracy"
+    ]
+    plain = [each for each in decided if each.unit and each.id != "calibration/accuracy"]  # numbers of claims take a paragraph
+    if plain:
+        clearest = max(plain, key=lambda each: abs(each.value) / max(each.high - each.low, 1e-300))
+        place = f" at {clearest.number.place}" if clearest.number.place else ""
+        parts.append(f"most clearly {clearest.title}{place}: {change(clearest)}")
+    return "; ".join(parts)
 
 
 def lines(comparison: Comparison) -> Iterator[str]:
@@ -198,20 +206,22 @@ def where_different(same: Sequence[Difference]) -> str:
     sides = [f"{sum(each.verdict == side for each in decided)} {side}" for side in ("higher", "lower")]
     counts = series(side for side in sides if not side.startswith("0 "))
     of = "units" if same[0].number.unit is not None else "places"
-    return f"differs {most.title}: {counts} of {len(same)} {of}, most {most.number.place}: {change(most)}"
+    return f"differs {most.title}: {counts} of {len(same)} {of}, most at {most.number.place}: {change(most)}"
 
 
 def short(each: Difference) -> dict[str, str]:
     """A difference as a row for people."""
     from backlight.report.words import number
 
-    return {
-        "verdict": each.verdict,
-        "id": each.id,
-        "first": number(each.first),
-        "second": number(each.second),
-        "difference": change(each),
-    }
+    values = {"first": number(each.first), "second": number(each.second), "difference": change(each)}
+    return {"verdict": each.verdict, "id": each.id, **{name: for_terminal(text) for name, text in values.items()}}
+
+
+def for_terminal(text: str) -> str:
+    """The text with characters that standard output has."""
+    from backlight.cli.screen import terminal, written
+
+    return written(text, terminal())
 
 
 def wrapped(every: Iterable[str]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from backlight.cli.compare import Analyses, change, comparisons
+from backlight.cli.compare import Analyses, change, comparisons, for_terminal
 from backlight.cli.options import Given, Out, Overwrite, Quiet, takes
 from backlight.cli.output import write
 from backlight.errors import UserError
@@ -58,7 +58,7 @@ def diff_command(
     made = comparisons([first, second], given, analyses, False, out, overwrite, quiet)
     checks = [(each, check(each, limit, point=point)) for each in made for limit in limits]
     line = annotation if form == "github" else sentence
-    write("".join(f"{line(*each)}\n" for each in checks))
+    write(for_terminal("".join(f"{line(*each)}\n" for each in checks)))
     if any(each.failed for _, each in checks):
         raise SystemExit(3)
 

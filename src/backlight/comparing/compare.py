@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from backlight.analyses.catalog import CATALOG
+from backlight.analyses.together import Requested, measured_together
 from backlight.claims.comparisons import difference_of_means
 from backlight.comparing.differences import Difference, NotComparable, cautions, corrected, differences
+from backlight.comparing.images import Watched
 from backlight.errors import UserError, did_you_mean
 from backlight.results.result import DOCUMENT, Result
 from backlight.study.cells import load
+from backlight.study.config import BY_DEFAULT
 from backlight.study.folder import Model, read_study, units_in
 
 #: What a model, or several seeds of one, can be given as: a result, a folder of results, a model of a study.
@@ -78,7 +82,13 @@ class Comparison:
 
 
 def compare(
-    first: Measured | Sequence[Measured], second: Measured | Sequence[Measured], *, same_images: bool = False
+    first: Measured | Sequence[Measured] | nn.Module,
+    second: Measured | Sequence[Measured] | nn.Module,
+    data: Iterable[Any] | None = None,
+    *,
+    analyses: Requested = BY_DEFAULT,
+    names: tuple[str, str] = ("first", "second"),
+    same_images: bool = False,
 ) -> Comparison:
     """The differences of ``second`` less ``first``, each with a 95% interval.
 
@@ -86,12 +96,31 @@ def compare(
     `read_study`; or a list of at least two of these, the same model trained with several seeds.  Two models are compared over
     the same images, pair by pair; lists over their models.  ``same_images``: the results do not record their images, and
     they were the same, in the same order.
+
+    With ``data`` both are models, which are measured first: by these ``analyses`` (names, or name -> settings), under these
+    ``names``.  The data must give the same images at each pass, which is checked.
     Errors: UserError if there is no result of an analysis of both, or NotComparable if none of them was measured alike.
     """
+    if data is not None:
+        return _compare_modules(first, second, data, analyses, names)
     sides = [_models(first), _models(second)]
     if any(len(side) > 1 for side in sides):
         return compare_seeds(*sides, same_images=same_images)
     return compare_models(*(side[0] for side in sides), same_images=same_images)
+
+
+def _compare_modules(first: Any, second: Any, data: Iterable[Any], analyses: Requested, names: tuple[str, str]) -> Comparison:
+    if not isinstance(first, nn.Module) or not isinstance(second, nn.Module):
+        raise UserError("with data, both are models that are measured: leave out the data to compare results or folders")
+    if isinstance(data, Iterator):
+        raise UserError("both models are measured on the same data, and an iterator can be read once: give a list or a loader")
+    watched = Watched(data)
+    models = [
+        model_with(measured_together(model, watched, analyses, name=name).results)
+        for model, name in zip((first, second), names, strict=True)
+    ]
+    watched.refuse_different()
+    return compare_models(*models, same_images=True)
 
 
 def compare_models(first: Model, second: Model, *, same_images: bool = False) -> Comparison:
@@ -159,8 +188,10 @@ def _over_models(pairs: Sequence[Difference], first: int, second: int) -> Differ
 # --- what is compared
 
 
-def _models(side: Measured | Sequence[Measured]) -> list[Model]:
-    """The models of a side."""
+def _models(side: Measured | Sequence[Measured] | nn.Module) -> list[Model]:
+    """The models of a side.  Errors: UserError for a model that is not measured."""
+    if isinstance(side, nn.Module):
+        raise UserError("a model has to be measured first: give the data, compare(first, second, data)")
     if isinstance(side, (Model, Result, str, Path)):
         return [model_of(side)]
     return [model_of(each) for each in side]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ QUANTITIES = {
     "iou": Quantity("mean IoU of the classes"),
     "iou_90": Quantity("mean IoU where confidence is above 0.9"),
     "delta": Quantity("Δ log amplitude at the highest frequency", "nepers"),
-    "delta_change": Quantity("change of Δ log amplitude at the highest frequency from stem to last unit", "nepers"),
+    "delta_change": Quantity("Δ log amplitude at the highest frequency, last unit less stem", "nepers"),
     "log_variance": Quantity("log variance of the feature map", "nepers"),
     "accuracy_change": Quantity("change of accuracy without the unit", POINTS, 100),
     "nll_change": Quantity("change of NLL without the unit", "nats"),
@@ -91,7 +92,7 @@ def read(result: Result) -> list[Series]:
 def scalars(result: Result) -> dict[str, float]:
     """The finite numbers of the entire model, ANALYSIS/QUANTITY -> number as it is stored: accuracies are fractions.
 
-    The keys stay the same from version to version, as the ids of claims do: ``calibration/ece``, ``fourier/high-pass``.
+    The keys stay the same from version to version, as the ids of claims do: ``calibration/ece``, ``fourier/conv-relative``.
     """
     numbers = ((number, value) for series in read(result) for number, value in zip(series.numbers, series.ends[0], strict=True))
     return {f"{result.analysis}/{n.quantity}": float(value) for n, value in numbers if not n.place and np.isfinite(value)}
@@ -245,22 +246,21 @@ def of_similarity(result: Result) -> Iterator[Series]:
     """CKA of the stream after each unit with that after the next."""
     rows = [row for row in result.table if row["other_unit"] == row["unit"] + 1]
     if rows and not result.provenance["settings"].get("other"):
-        batches = max((claim.count for claim in result.claims), default=1)
+        size = (result.provenance.get("data") or {}).get("batch_size")  # of another loader it is known from a claim only
+        batches = math.ceil(result.provenance["images"] / size) if size else max((c.count for c in result.claims), default=1)
         yield of_units("neighbour_cka", rows, "cka", over="mini-batches", count=batches)
 
 
 def of_attention(result: Result) -> Iterator[Series]:
-    """Each number, the mean over the heads of a unit; the ends are averaged alike, which is too wide rather than too short."""
-    units = list(dict.fromkeys(row["unit"] for row in result.table))
-    for name in ("distance", "entropy", "nmi", "high_frequency"):
-        rows = [_mean_of([row for row in result.table if row["unit"] == unit], name) for unit in units]
-        yield of_units(f"attention_{name}", rows, name, some_units=True)
-        yield of_rows([Number(f"mean_attention_{name}")], [_mean_of(rows, name)], name)
-
-
-def _mean_of(rows: Sequence[Row], column: str) -> Row:
-    ends = {f"{column}{end}": float(np.mean([row[f"{column}{end}"] for row in rows])) for end in ("", "_low", "_high")}
-    return {key: rows[0][key] for key in ("unit", "kind", "stage")} | ends
+    """Each number, the mean over the heads of an attention, and over all attentions."""
+    samples = _image(result, "mean")
+    if samples is None:
+        return
+    rows = [row for row in result.table if row["head"] == 0]
+    for name, own in zip(("distance", "entropy", "nmi", "high_frequency"), samples, strict=True):
+        places = [of_unit(f"attention_{name}", row) for row in rows]
+        yield _samples(f"attention_{name}", places, own, means, some_units=True)
+        yield _samples(f"attention_{name}", [Number(f"mean_attention_{name}")], own.mean(0, keepdims=True), means)
 
 
 def highest(rows: Sequence[Row]) -> list[Row]:

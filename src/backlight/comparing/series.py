@@ -113,11 +113,11 @@ def finite(differences: Array) -> Array:
 # --- series from the rows and arrays of a result
 
 
-def sampled(numbers: Sequence[Number], samples: Array, paired: Paired, *, over: Sample = "images", scale: float = 1) -> Series:
+def sampled(numbers: Sequence[Number], samples: Array, paired: Paired, **about: Any) -> Series:
     """Means of samples.  Shapes: (K, n)."""
     images_first = np.asarray(samples, np.float64).T
     value = finite(images_first).mean(0)
-    return Series(tuple(numbers), np.stack([value, value * np.nan, value * np.nan]), images_first, paired, over, scale)
+    return Series(tuple(numbers), np.stack([value, value * np.nan, value * np.nan]), images_first, paired, **about)
 
 
 def of_rows(numbers: Sequence[Number], rows: Sequence[Row], column: str, **about: Any) -> Series:

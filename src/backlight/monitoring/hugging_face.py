@@ -1,4 +1,4 @@
-"""A monitor in a training of Hugging Face's Trainer: ``trainer.add_callback(MonitorCallback(monitor, trainer))``."""
+"""A monitor in a training of Hugging Face's Trainer: ``trainer.add_callback(callback(monitor, trainer))``."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ from backlight.errors import Unavailable
 from backlight.monitoring.monitor import Monitor
 from backlight.monitoring.trackers import SECTION
 
-try:
-    from transformers import TrainerCallback
-except ImportError as error:
-    raise Unavailable("transformers is not installed: pip install 'backlight[hf]'") from error
 
+def callback(monitor: Monitor, trainer: Any) -> Any:
+    """A callback that measures after optimizer steps, by the trainer's global step, and logs as the trainer logs its loss.
 
-class MonitorCallback(TrainerCallback):
-    """Measures after optimizer steps, by the trainer's global step, and logs the numbers as the trainer logs its loss.
-
-    In a distributed training only the first process measures.
+    In a distributed training only the first process measures.  Errors: Unavailable without transformers.
     """
+    try:
+        from transformers import TrainerCallback
+    except ImportError as error:
+        raise Unavailable("transformers is not installed: pip install 'backlight[hf]'") from error
 
-    def __init__(self, monitor: Monitor, trainer: Any) -> None:
-        self.monitor, self.trainer = monitor, trainer
+    class MonitorCallback(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.is_world_process_zero and (numbers := monitor.step(state.global_step)):
+                loss_is_due = control.should_log  # which any call of `log` takes back
+                trainer.log({f"{SECTION}/{name}": number for name, number in numbers.items()})
+                control.should_log = loss_is_due
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Measure if the global step is one of the monitor's."""
-        if state.is_world_process_zero and (numbers := self.monitor.step(state.global_step)):
-            loss_is_due = control.should_log  # which any call of `log` takes back
-            self.trainer.log({f"{SECTION}/{name}": number for name, number in numbers.items()})
-            control.should_log = loss_is_due
+    return MonitorCallback()

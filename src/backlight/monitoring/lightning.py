@@ -1,4 +1,4 @@
-"""A monitor in a Lightning training: ``Trainer(callbacks=[MonitorCallback(monitor)])``.
+"""A monitor in a Lightning training: ``Trainer(callbacks=[callback(monitor)])``.
 
 Both packages, ``lightning`` and ``pytorch_lightning``, have their own base class; the one that is loaded is taken.
 """
@@ -16,7 +16,29 @@ from backlight.monitoring.trackers import SECTION
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
-def callback_class() -> Any:
+def callback(monitor: Monitor) -> Any:
+    """A callback that measures after batches, by the trainer's global step, and gives the numbers to the trainer's loggers.
+
+    With gradient accumulation it measures at the first batch of a step.  In a distributed training only the first process
+    measures.  Errors: Unavailable without Lightning.
+    """
+    measured = -1
+
+    class MonitorCallback(base_class()):  # type: ignore[misc]
+        def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
+            nonlocal measured
+            step = trainer.global_step
+            if not trainer.is_global_zero or step == measured:
+                return
+            measured = step
+            if numbers := monitor.step(step):
+                for logger in trainer.loggers:
+                    logger.log_metrics({f"{SECTION}/{name}": number for name, number in numbers.items()}, step=step)
+
+    return MonitorCallback()
+
+
+def base_class() -> Any:
     """Lightning's Callback: of the package that is imported already, else of one that is installed.  Errors: Unavailable."""
     for name in sorted(PACKAGES, key=lambda name: name not in sys.modules):
         try:
@@ -24,27 +46,3 @@ def callback_class() -> Any:
         except ImportError:
             continue
     raise Unavailable("Lightning is not installed: pip install pytorch-lightning")
-
-
-Callback: Any = callback_class()
-
-
-class MonitorCallback(Callback):
-    """Measures after batches, by the trainer's global step, and gives the numbers to the trainer's loggers.
-
-    In a distributed training only the first process measures.
-    """
-
-    def __init__(self, monitor: Monitor) -> None:
-        self.monitor = monitor
-        self.measured = -1  # the last step: with gradient accumulation several batches have one
-
-    def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
-        """Measure if the global step is new and one of the monitor's."""
-        step = trainer.global_step
-        if not trainer.is_global_zero or step == self.measured:
-            return
-        self.measured = step
-        if numbers := self.monitor.step(step):
-            for logger in trainer.loggers:
-                logger.log_metrics({f"{SECTION}/{name}": number for name, number in numbers.items()}, step=step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -17,17 +17,13 @@ from backlight.devices import device_of
 def untouched(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block the model can be measured; after it random generators, modes and gradients are as before.
 
-    The block runs with gradients allowed and without autocast, whatever surrounds it, so that the numbers do not depend on
-    where in a loop they are measured.  Yields the module inside of a DistributedDataParallel or DataParallel.
+    The block runs without autocast, so that the numbers do not depend on where in a loop they are measured.  Yields the module
+    inside of a DistributedDataParallel or DataParallel.
     """
     module = getattr(model, "module", model) if isinstance(model, WRAPPERS) else model
     gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
     modes = {each: each.training for each in module.modules()}
-    with ExitStack() as surroundings:
-        surroundings.enter_context(same_randomness())
-        surroundings.enter_context(torch.inference_mode(False))
-        surroundings.enter_context(torch.enable_grad())
-        surroundings.enter_context(torch.autocast(device_of(module).type, enabled=False))
+    with same_randomness(), torch.autocast(device_of(module).type, enabled=False):
         try:
             for parameter, _ in gradients:
                 parameter.grad = None

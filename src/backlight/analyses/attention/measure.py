@@ -116,13 +116,14 @@ def measure(model: nn.Module, data: Iterable[Any], *, resamples: int, seed: int,
         "units": count,
         "uniform": [_uniform(call) for call in calls],
     }
-    means = mean_interval(np.stack([values.mean(1) for values in metrics], 1), resamples=resamples, seed=seed)
+    over_heads = np.stack([values.mean(1) for values in metrics], 1)  # (n, calls, 4)
+    means = mean_interval(over_heads, resamples=resamples, seed=seed)
     return Attention(
         model_name(model, name),
         _table(rows, metrics, resamples, seed),
         _claims(rows, metrics, resamples, seed),
         facts,
-        {"mean": np.stack(means)},
+        {"mean": np.stack(means), "per_image/mean": over_heads.T.astype(np.float32)},
     )
 
 
@@ -237,7 +238,8 @@ class Attention(Result):
     """One row per head: distance (pixels), entropy (nats), NMI and the share above frequency zero, each with its 95% interval.
 
     ``unit`` is the unit that contains the attention, -1 if no unit does.  ``provenance["uniform"]``: distance and entropy of
-    each attention with uniform weights.  ``arrays["mean"]``: (value, low, high) x attentions x metrics, mean over heads.
+    each attention with uniform weights.  ``arrays["mean"]``: (value, low, high) x attentions x metrics, mean over heads;
+    ``arrays["per_image/mean"]``: the same of each image, metrics x attentions x images.
     """
 
     analysis: ClassVar[str] = "attention"
