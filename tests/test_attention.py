@@ -314,3 +314,12 @@ def test_refuses_in_one_sentence(model, data, message):
     with unchanged(model.train()), pytest.raises(UserError, match=message) as refusal:
         attention(model, data)
     assert "\n" not in str(refusal.value)
+
+
+def test_the_depth_of_an_attention_is_its_place_among_all_units() -> None:
+    """Not among the attentions: in an AlterNet they stand at the ends of stages."""
+    from backlight import attention, load_data, load_model
+
+    model = load_model("demo-alternet")  # ccc ccca ccca: attentions are units 6 and 10 of 11
+    result = attention(model, load_data("fashion", model=model, limit=4))
+    assert list(result._depths()) == [0.6, 1.0]

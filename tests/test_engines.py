@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,6 +216,46 @@ def test_a_cache_shares_cells_between_studies(tmp_path: Path, monkeypatch: pytes
 def test_a_wrong_engine_is_one_sentence(name: str, about: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=sentence):
         engine_named(name, **{"folder": tmp_path, **about})
+
+
+# --- disks and clocks
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_rename_that_a_drive_loses_or_refuses_costs_one_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """As a network drive may: it is tried again at once, or the cell is measured again; nothing half-written stays."""
+    replace_file, failed = os.replace, []
+
+    def unreliable(source: Any, target: Any) -> None:
+        if Path(target).name == "variance" and not failed:
+            failed.append(target)
+            if lost:
+                return
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", unreliable)
+    requested: dict[str, dict[str, Any]] = {"variance": {}, "calibration": {}}
+    first = {o.analysis: o for o in run_study([TINY], requested, SMALL, tmp_path / "out")}
+    assert len(failed) == 1
+    assert first["calibration"].state == "done"
+    assert first["variance"].state == "done"
+    second = {o.analysis: o.state for o in run_study([TINY], requested, SMALL, tmp_path / "out")}
+    assert second == {"variance": "done" if lost else "there already", "calibration": "there already"}
+    assert not [*(tmp_path / "out").rglob(".*")]
+
+
+@pytest.mark.skipif(shutil.which("faketime") is None, reason="needs Debian's faketime")
+def test_a_clock_that_jumps_changes_nothing(tmp_path: Path) -> None:
+    """A study begun five years ago, and used again five years before that."""
+    words = ["study", "--models", TINY, "--analyses", "calibration", "--out", "out", "--no-pretrained", "--limit", "8"]
+    for moment, state in (("2021-05-05", "done"), ("2016-02-02", "has all 1 cells already"), ("2038-02-02", "all 1 cells")):
+        command = ["faketime", moment, sys.executable, "-m", "backlight", *words]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr
+        assert state in process.stderr
 
 
 # --- without processes

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from backlight.errors import NotApplicable
+from backlight.errors import NotApplicable, UserError
 from backlight.locks import Busy, locked
 from backlight.results.result import Result
 from backlight.study.cache import from_cache, to_cache
@@ -29,6 +29,9 @@ from backlight.study.tasks import Task
 
 if TYPE_CHECKING:
     from backlight.study.plan import Cell
+
+
+PAUSE = 1.0  # seconds before a result that could not be stored is stored again
 
 
 class Worker:
@@ -130,7 +133,12 @@ class Worker:
         folder, cell = self.how.folder, outcome.cell
         if folder is None or outcome.missing:
             return outcome
-        store(folder, cell, outcome.measured, outcome.error, applicable=outcome.applicable, identity=outcome.identity)
+        about = {"applicable": outcome.applicable, "identity": outcome.identity}
+        try:
+            store(folder, cell, outcome.measured, outcome.error, **about)
+        except UserError:  # a network drive may fail for a moment
+            time.sleep(PAUSE)
+            store(folder, cell, outcome.measured, outcome.error, **about)
         if outcome.measured is None:
             return outcome
         shutil.rmtree(unfinished(folder, cell), ignore_errors=True)
