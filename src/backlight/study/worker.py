@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from backlight.errors import NotApplicable, UserError
@@ -133,12 +134,14 @@ class Worker:
         folder, cell = self.how.folder, outcome.cell
         if folder is None or outcome.missing:
             return outcome
-        about = {"applicable": outcome.applicable, "identity": outcome.identity}
+        save = partial(
+            store, folder, cell, outcome.measured, outcome.error, applicable=outcome.applicable, identity=outcome.identity
+        )  # fmt: skip
         try:
-            store(folder, cell, outcome.measured, outcome.error, **about)
+            save()
         except UserError:  # a network drive may fail for a moment
             time.sleep(PAUSE)
-            store(folder, cell, outcome.measured, outcome.error, **about)
+            save()
         if outcome.measured is None:
             return outcome
         shutil.rmtree(unfinished(folder, cell), ignore_errors=True)
