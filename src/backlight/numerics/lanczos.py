@@ -41,6 +41,8 @@ STARTS = 2
 #: dense spectrum, which hides more; the guards then need the tolerance of the requested pairs.  On 56 mini-batches of trained
 #: ViTs and CNNs, two guards missed an eigenvalue in 2 of 112 searches from random vectors; a tolerance of 0.1 is too loose.
 GUARDS, GUARD_TOL, EASY = 3, 1e-2, 6
+#: Largest group of neighbouring Ritz values with one error bound.
+TOGETHER = 4
 #: Largest number of vectors and of bytes of the basis; beyond it the basis is compressed to its outermost Ritz vectors.
 ROWS, MEMORY = 64, 4 * 2**30
 
@@ -112,8 +114,7 @@ def lanczos(
     basis, another random vector is added.  ``distinct`` states that none occurs twice, as in the Hessian of a trained
     network; then the sum of all start vectors starts the basis, which saves a fifth of the products.
 
-    A pair has converged if min(r, r^2 / gap) <= tol |value|, where r is its residual and gap the distance to the next Ritz
-    value, and if the guards have converged.  Memory: the basis, at most ``memory`` bytes if 3 (k + 4) vectors fit.
+    A pair has converged if the bound on the error of its value (`errors`) is at most tol |value|, and if the guards have converged.  Memory: the basis, at most ``memory`` bytes if 3 (k + 4) vectors fit.
     Errors: UserError for a setting out of bounds, or a product that is not finite.
     """
     search = _search(operator, k, which, tol, start, distinct, seed, limit, memory)
@@ -225,15 +226,24 @@ ORDER: dict[str, Order] = {
 
 
 def errors(values: Array, residuals: Array) -> Array:
-    """How far each Ritz value can be from an eigenvalue: min(r, r^2 / gap).  Values in ascending order.
+    """How far each Ritz value can be from an eigenvalue.  Values in ascending order.
 
-    The gap is the distance to the next Ritz value minus the residual (Parlett, theorem 11.7.1, with the distance to the
-    rest of the spectrum).  Shapes: (m,), (m,) -> (m,).
+    The smallest of its residual r and of R^2 / gap over all groups of at most `TOGETHER` neighbours with it, where R^2 is the sum
+    of r^2 of the group, and gap the distance of the group to the next Ritz value, less R (Parlett, theorem 11.7.1 for one;
+    Mathias 1998, "Quadratic residual bounds for the Hermitian eigenvalue problem", for a group; both with the distance to
+    the rest of the spectrum).  So close eigenvalues are known before their vectors can be told apart.
+    Shapes: (m,), (m,) -> (m,).
     """
+    bounds = residuals.copy()
     apart = np.concatenate([[np.inf], np.diff(values), [np.inf]])
-    gap = np.minimum(apart[:-1], apart[1:]) - residuals
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(gap > 0, np.minimum(residuals, residuals**2 / gap), residuals)
+    for size in range(1, min(TOGETHER, len(values) - 1) + 1):
+        squares = np.lib.stride_tricks.sliding_window_view(residuals**2, size).sum(1)
+        gaps = np.minimum(apart[:-size], apart[size:]) - np.sqrt(squares)
+        of_group = np.divide(squares, gaps, out=np.full(len(gaps), np.inf), where=gaps > 0)
+        for place in range(size):
+            part = bounds[place : place + len(gaps)]
+            np.minimum(part, of_group, out=part)
+    return bounds
 
 
 def repeats(values: Array, tol: float) -> int:
