@@ -114,7 +114,8 @@ def lanczos(
     basis, another random vector is added.  ``distinct`` states that none occurs twice, as in the Hessian of a trained
     network; then the sum of all start vectors starts the basis, which saves a fifth of the products.
 
-    A pair has converged if the bound on the error of its value (`errors`) is at most tol |value|, and if the guards have converged.  Memory: the basis, at most ``memory`` bytes if 3 (k + 4) vectors fit.
+    A pair has converged if the bound on the error of its value (`errors`) is at most tol |value|, and if the guards have
+    converged.  Memory: the basis, at most ``memory`` bytes if 3 (k + 4) vectors fit.
     Errors: UserError for a setting out of bounds, or a product that is not finite.
     """
     search = _search(operator, k, which, tol, start, distinct, seed, limit, memory)
@@ -228,10 +229,10 @@ ORDER: dict[str, Order] = {
 def errors(values: Array, residuals: Array) -> Array:
     """How far each Ritz value can be from an eigenvalue.  Values in ascending order.
 
-    The smallest of its residual r and of R^2 / gap over all groups of at most `TOGETHER` neighbours with it, where R^2 is the sum
-    of r^2 of the group, and gap the distance of the group to the next Ritz value, less R (Parlett, theorem 11.7.1 for one;
-    Mathias 1998, "Quadratic residual bounds for the Hermitian eigenvalue problem", for a group; both with the distance to
-    the rest of the spectrum).  So close eigenvalues are known before their vectors can be told apart.
+    The smallest of its residual r and of R^2 / gap over all groups of at most `TOGETHER` neighbours that contain it.  R^2 is the
+    sum of r^2 of the group, and gap the distance of the group to the next Ritz value, less R (Parlett, theorem 11.7.1; for
+    a group Mathias 1998, "Quadratic residual bounds for the Hermitian eigenvalue problem"; both with the distance to the
+    rest of the spectrum).  So close eigenvalues are known before their vectors can be told apart.
     Shapes: (m,), (m,) -> (m,).
     """
     bounds = residuals.copy()
