@@ -200,7 +200,8 @@ class Hessian:
         decays = [objective.weight_decay * objective.decayed(name, p) for name, p in self.parameters.items()]
         if not any(decays):
             return None
-        return flattened([torch.full_like(p.detach(), decay) for p, decay in zip(self.parameters.values(), decays, strict=True)])
+        parts = zip(self.parameters.values(), decays, strict=True)
+        return flattened([torch.full_like(p.detach(), decay) for p, decay in parts])
 
     def _affordable(self, memory: int) -> int:
         """How many graphs fit into this many bytes: the size of each is that of the tensors saved by the first."""
