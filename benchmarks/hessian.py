@@ -5,7 +5,7 @@
     python benchmarks/hessian.py --part top5 --model demo-vit --batches 17 --peers pyhessian curvlinops
     python benchmarks/hessian.py --part density --model resnet --state init --steps 30
     python benchmarks/hessian.py --part loader --model vit --state init --batches 20
-    python benchmarks/hessian.py --part equal --folder examples/paper/weights/small/vit/seed-0 --data CIFAR --batches 6 --threads 1
+    python benchmarks/hessian.py --part equal --folder examples/paper/weights/small/vit/seed-0 --data cifar100 --batches 6
     python benchmarks/hessian.py --part together --model vit --state trained --batches 16 --device cuda
 
 Everything runs in one process with 2 threads, ours and the peers' in turns on the same batches of 16 augmented images, so that

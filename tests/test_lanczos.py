@@ -13,7 +13,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from backlight.errors import UserError
 from backlight.numerics import lanczos as module
 from backlight.numerics.lanczos import GUARDS, ORDER, Basis, dots, errors, lanczos, repeats
-from backlight.numerics.quadrature import density, trace
+from backlight.numerics.quadrature import density, ritz_pairs, trace
 
 
 class Matrix:
@@ -292,6 +292,58 @@ def test_a_start_of_zeros_is_ignored():
     assert (one.matvecs, one.values.tolist()) == (other.matvecs, other.values.tolist())
 
 
+# --- with known pairs
+
+
+def test_the_known_part_of_a_density_is_exact_and_the_rest_is_unbiased():
+    """Three of eight eigenvalues are known; a step per other one gives those as nodes, with weights of 1/8 on average."""
+    values = np.array([-6.0, -1, -0.4, 0.1, 0.3, 0.7, 4, 9])
+    operator = with_spectrum(values)
+    pairs = lanczos(operator, 3, tol=1e-12)
+    estimates = [density(operator, known=pairs, probes=8, steps=5, seed=seed) for seed in range(40)]
+    for estimate in estimates:
+        assert estimate.nodes[:, :3] == pytest.approx(np.tile([9, -6, 4], (8, 1)), rel=1e-10)
+        assert (estimate.weights[:, :3] == 1 / 8).all()
+        assert estimate.weights.sum(1) == pytest.approx(np.ones(8))
+        assert np.sort(estimate.nodes[0]) == pytest.approx(values, abs=1e-8)
+        assert estimate.matvecs == 40
+    weights = np.concatenate([estimate.weights[:, 3:] for estimate in estimates])
+    assert (abs(weights.mean(0) - 1 / 8) < 4 * weights.std(0) / np.sqrt(len(weights))).all()
+
+
+def test_pairs_that_have_not_converged_are_not_counted_as_eigenvalues():
+    operator = with_spectrum(np.linspace(-1, 1, 60))
+    pairs = lanczos(operator, 4, limit=6)
+    assert not pairs.converged.any()
+    estimate = density(operator, known=pairs, probes=1, steps=6)
+    assert estimate.nodes.shape == (1, 6)
+
+
+@pytest.mark.parametrize("steps", [5, 12])
+def test_the_trace_with_known_pairs_is_unbiased_and_exact_if_they_span_the_rest(steps):
+    values = np.r_[40.0, -30, 20, 15, *np.linspace(0.5, 1, 8)]
+    operator = with_spectrum(values)
+    pairs = ritz_pairs(operator, steps)
+    assert pairs.matvecs == steps
+    assert pairs.converged.all() == (steps == 12)
+    actual = operator.dense @ pairs.vectors - pairs.vectors * torch.from_numpy(pairs.values)
+    assert actual.norm(dim=0).numpy() == pytest.approx(pairs.residuals, abs=1e-10)
+    traces = np.array([trace(operator, known=pairs, probes=2, seed=seed).value for seed in range(300)])
+    assert abs(traces.mean() - values.sum()) <= 4 * traces.std() / np.sqrt(300) + 1e-9
+    if steps == 12:
+        assert traces == pytest.approx(np.full(300, values.sum()))
+
+
+def test_known_pairs_give_the_same_variance_for_half_the_products():
+    """A spectrum like a trained network's: 60 products are 20 for pairs and 40 probes, and compare with 120 probes."""
+    outer = 100 * 0.8 ** np.arange(20) * np.random.default_rng(0).choice([-1, 1, 1], 20)
+    operator = with_spectrum(with_bulk(outer, n=400, width=0.01), dtype=torch.float32)
+    exact = float(operator.dense.double().trace())
+    known = [trace(operator, known=ritz_pairs(operator, 20, seed=s), probes=40, seed=s).value - exact for s in range(60)]
+    plain = [trace(operator, probes=120, seed=s).value - exact for s in range(60)]
+    assert np.mean(np.square(known)) < np.mean(np.square(plain)) / 4
+
+
 # --- refusals
 
 
@@ -307,6 +359,7 @@ def test_a_start_of_zeros_is_ignored():
         (lambda a: lanczos(a, start=torch.ones(9)), "9 entries"),
         (lambda a: density(a, steps=10, memory=100), "1 fit into the memory"),
         (lambda a: density(a, probes=0), "at least 1 probe, 1 step"),
+        (lambda a: density(a, known=lanczos(a, 10)), "10 of 10 are known"),
         (lambda a: trace(a, probes=0), "at least 1 probe"),
         (lambda a: lanczos(Diagonal([np.nan, 1])), "not finite"),
     ],
