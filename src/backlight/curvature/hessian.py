@@ -88,7 +88,7 @@ class Hessian:
         self.size = sum(p.numel() for p in values)
         self.device, self.dtype = values[0].device, values[0].dtype
         self._versions = [p._version for p in values]
-        self._decayed = [objective.weight_decay if objective.decayed(n, p) else 0.0 for n, p in self.parameters.items()]
+        self._decay = self._decay_of_entries()
         self.batches = micro_batches(batches, micro_batch, objective.statistics)
         self.images = int(sum_over_ranks(torch.tensor(float(sum(len(i) for i, _ in self.batches)), device=self.device)))
         self._graphs: dict[int, Sequence[Tensor]] = {}
@@ -192,10 +192,16 @@ class Hessian:
 
     def with_decay(self, product: Tensor, v: Tensor) -> Tensor:
         """A product with ``v`` to which weight decay is added, in place.  Shapes: (P,), (P,) -> (P,)."""
-        for decay, part, of_v in zip(self._decayed, self.named(product).values(), self.named(v).values(), strict=True):
-            if decay:
-                part += decay * of_v
-        return product
+        return product if self._decay is None else product.addcmul_(self._decay, v)
+
+    def _decay_of_entries(self) -> Tensor | None:
+        """The weight decay of each parameter's entries (P,); None if nothing decays."""
+        objective = self.objective
+        decays = [objective.weight_decay * objective.decayed(name, p) for name, p in self.parameters.items()]
+        if not any(decays):
+            return None
+        parts = zip(self.parameters.values(), decays, strict=True)
+        return flattened([torch.full_like(p.detach(), decay) for p, decay in parts])
 
     def _affordable(self, memory: int) -> int:
         """How many graphs fit into this many bytes: the size of each is that of the tensors saved by the first."""

@@ -41,6 +41,8 @@ STARTS = 2
 #: dense spectrum, which hides more; the guards then need the tolerance of the requested pairs.  On 56 mini-batches of trained
 #: ViTs and CNNs, two guards missed an eigenvalue in 2 of 112 searches from random vectors; a tolerance of 0.1 is too loose.
 GUARDS, GUARD_TOL, EASY = 3, 1e-2, 6
+#: Largest group of neighbouring Ritz values with one error bound.
+TOGETHER = 4
 #: Largest number of vectors and of bytes of the basis; beyond it the basis is compressed to its outermost Ritz vectors.
 ROWS, MEMORY = 64, 4 * 2**30
 
@@ -112,8 +114,8 @@ def lanczos(
     basis, another random vector is added.  ``distinct`` states that none occurs twice, as in the Hessian of a trained
     network; then the sum of all start vectors starts the basis, which saves a fifth of the products.
 
-    A pair has converged if min(r, r^2 / gap) <= tol |value|, where r is its residual and gap the distance to the next Ritz
-    value, and if the guards have converged.  Memory: the basis, at most ``memory`` bytes if 3 (k + 4) vectors fit.
+    A pair has converged if the bound on the error of its value (`errors`) is at most tol |value|, and if the guards have
+    converged.  Memory: the basis, at most ``memory`` bytes if 3 (k + 4) vectors fit.
     Errors: UserError for a setting out of bounds, or a product that is not finite.
     """
     search = _search(operator, k, which, tol, start, distinct, seed, limit, memory)
@@ -225,15 +227,25 @@ ORDER: dict[str, Order] = {
 
 
 def errors(values: Array, residuals: Array) -> Array:
-    """How far each Ritz value can be from an eigenvalue: min(r, r^2 / gap).  Values in ascending order.
+    """How far each Ritz value can be from an eigenvalue.  Values in ascending order.
 
-    The gap is the distance to the next Ritz value minus the residual (Parlett, theorem 11.7.1, with the distance to the
-    rest of the spectrum).  Shapes: (m,), (m,) -> (m,).
+    The smallest of its residual r and of R^2 / gap over all groups of at most `TOGETHER` neighbours that contain it.  R^2 is
+    the sum of r^2 of the group, and gap the distance of the group to the next Ritz value, less R (Parlett, theorem 11.7.1;
+    for a group Mathias 1998, "Quadratic residual bounds for the Hermitian eigenvalue problem"; both with the distance to the
+    rest of the spectrum).  So close eigenvalues are known before their vectors can be told apart.
+    Shapes: (m,), (m,) -> (m,).
     """
-    apart = np.concatenate([[np.inf], np.diff(values), [np.inf]])
-    gap = np.minimum(apart[:-1], apart[1:]) - residuals
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(gap > 0, np.minimum(residuals, residuals**2 / gap), residuals)
+    bounds, squares = residuals.copy(), residuals**2
+    apart = np.concatenate([[np.inf], values[1:] - values[:-1], [np.inf]])
+    of_group = squares
+    for size in range(1, min(TOGETHER, len(values) - 1) + 1):
+        gaps = np.minimum(apart[:-size], apart[size:]) - np.sqrt(of_group)
+        together = np.where(gaps > 0, of_group / np.where(gaps > 0, gaps, 1), np.inf)
+        for place in range(size):
+            part = bounds[place : place + len(gaps)]
+            np.minimum(part, together, out=part)
+        of_group = of_group[:-1] + squares[size:]
+    return bounds
 
 
 def repeats(values: Array, tol: float) -> int:
@@ -259,9 +271,13 @@ def dot(a: Tensor, b: Tensor) -> float:
 
 def norm(v: Tensor) -> float:
     """Euclidean length, also of entries whose squares underflow.  Shapes: (P,)."""
-    length = math.sqrt(dot(v, v))
-    largest = float(v.abs().max()) if length < 1e-10 else 0.0
-    return largest * norm(v / largest) if largest else length
+    return _length(dot(v, v), v)
+
+
+def _length(square: float, v: Tensor) -> float:
+    """The length of a vector whose squared length is known, unless that underflows."""
+    largest = float(v.abs().max()) if square < 1e-20 else 0.0
+    return largest * norm(v / largest) if largest else math.sqrt(square)
 
 
 def signs(space: Space, probes: int, seed: int) -> Iterator[Tensor]:
@@ -337,8 +353,6 @@ class Basis:
     def take(self, product: Tensor) -> None:
         """Append the product of the next vector.  Errors: UserError if it is not finite."""
         j, before = self.done, self.held
-        if product.data_ptr() == self.vectors[j].data_ptr():
-            product = product.clone()
         coefficients, length = self._append(product)
         self.projected[:before, j] = self.projected[j, :before] = coefficients
         if length:
@@ -357,32 +371,34 @@ class Basis:
         return self._tensor(coordinates.T) @ self.vectors[: self.done]
 
     def _append(self, vector: Tensor) -> tuple[Array, float]:
-        """Orthogonalise in place and append the rest, normalised.
+        """Append the rest of a vector outside the basis, normalised.
 
         Returns the coefficients in the basis and the length of the rest.
 
-        First against the latest vectors, which hold most of a product and cost little.  Then against all, repeated while much
+        First the latest vectors are subtracted, which hold most of a product and cost little.  Then all, repeated while much
         cancels, because one pass multiplies errors of orthogonality by |before| / |after| in each step.  The rest of a vector
         within the span is rounding error, and its length is 0.
         """
-        coefficients = np.zeros(self.held)
-        length = norm(vector)
-        if not math.isfinite(length):
-            raise UserError("a product of the operator is not finite, so it has no eigenvalues")
-        latest = slice(max(0, self.done - self.starts - 1), self.held)
-        after = length
-        for span in (latest, *3 * [slice(0, self.held)]):
-            before = after
-            held = self.vectors[span]
-            more = dots(held, vector).numpy()
-            vector.addmv_(held.T, self._tensor(more), alpha=-1)
-            coefficients[span] += more
-            after = norm(vector)
-            if span is not latest and after > 0.7 * before:
+        coefficients, rest = np.zeros(self.held), self.vectors[self.held]
+        rest.copy_(vector)
+        latest = max(0, self.done - self.starts - 1)
+        length = before = 0.0
+        for attempt, first in enumerate((latest, 0, 0, 0)):
+            *more, square = dots(self.vectors[first : self.held + 1], rest).tolist()  # with itself too
+            before = after = _length(square, rest)
+            if not attempt:
+                length = before
+                if not math.isfinite(length):
+                    raise UserError("a product of the operator is not finite, so it has no eigenvalues")
+            if more:
+                rest.addmv_(self.vectors[first : self.held].T, self._tensor(np.array(more)), alpha=-1)
+                coefficients[first:] += more
+                after = norm(rest) if attempt else before
+            if attempt and after > 0.7 * before:
                 break
-        if self.held == self.space.size or after <= 10 * torch.finfo(vector.dtype).eps * length:
+        if self.held == self.space.size or after <= 10 * torch.finfo(rest.dtype).eps * length:
             return coefficients, 0.0
-        torch.div(vector, after, out=self.vectors[self.held])
+        rest.div_(after)
         self.held += 1
         return coefficients, after
 
