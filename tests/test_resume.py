@@ -108,20 +108,34 @@ def test_a_killed_run_resumes(analysis: str, tmp_path: Path) -> None:
     assert load(folder / analysis).rows() == expected
 
 
-def test_two_shards_at_once_make_one_landscape(tmp_path: Path) -> None:
-    expected = uninterrupted("landscape", {"grid": 5}, {"limit": 16})
+#: What is sharded: settings, shared settings, flags, and what the first of three shards misses.
+SHARDED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], int]] = {
+    "landscape": ({"grid": 5}, {"limit": 16}, ["--grid", "5", "--limit", "16"], 3),
+    "hessian": (
+        {"batches": 5, "top": 1, "tol": 0.05},
+        {"batch_size": 2},
+        ["--batches", "5", "--top", "1", "--tol", "0.05", "--batch-size", "2"],
+        3,  # the first and the fourth are its own
+    ),
+}
+
+
+@pytest.mark.parametrize("analysis", SHARDED)
+def test_shards_at_once_make_one_result(tmp_path: Path, analysis: str) -> None:
+    settings, shared, flags, missing = SHARDED[analysis]
+    expected = uninterrupted(analysis, settings, shared)
     out = tmp_path / "shared"
-    words = ["landscape", MODEL, "--grid", "5", "--limit", "16", "--out", str(out), *SHARED]
+    words = [analysis, MODEL, *flags, "--out", str(out), *SHARED]
     folder = out / folder_name(MODEL)
 
     first = Command(tmp_path / "first", *words, "--shard", "1/3")
     assert first.exit_code() == 0, first.read("err")
-    assert "rows missing: 3" in first.read("err")
+    assert f"rows missing: {missing}" in first.read("err")
     assert not first.read("out").strip()
-    assert not (folder / "landscape").exists()
+    assert not (folder / analysis).exists()
     others = [Command(tmp_path / part, *words, "--shard", f"{part}/3") for part in ("2", "3")]
     assert [other.exit_code() for other in others] == [0, 0]
     assert any(other.read("out") for other in others), "the last one has the result"
 
-    assert load(folder / "landscape").rows() == expected
+    assert load(folder / analysis).rows() == expected
     assert not list(folder.glob(".partial*"))

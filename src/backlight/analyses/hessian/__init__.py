@@ -27,6 +27,7 @@ PRODUCTS, PRODUCT = 30, 5
     needs=("images", "labels"),
     data=("fashion", "train"),
     training_loss=TrainingLoss(batch_size=16, images=320, size_matters=True),
+    shards=True,
     passes=lambda s, units: 1 + PRODUCT * (PRODUCTS if not s.paper else 100 * s.top),
     example="demo-cnn demo-vit --data fashion --batches 8 --out runs",
 )
@@ -46,6 +47,7 @@ def hessian(
     seed: int = 0,
     name: str | None = None,
     partial_results: PartialResults | None = None,
+    shard: tuple[int, int] = (0, 1),
     track: Track = iter,
 ) -> HessianSpectrum:
     """The ``top`` Hessian eigenvalues by magnitude of each mini-batch, and their summary, with intervals over batches.
@@ -53,7 +55,8 @@ def hessian(
     ``batches``: pairs (images, targets) as training sees them; see ``draw_batches``.  ``weight_decay`` and ``decay_all``
     default to those of the batches' recipe; for batches of another source, of the recipe saved with the model, else of
     ``cifar``.  ``together`` takes as many times the memory of one batch.
-    ``partial_results`` stores each finished batch, so that a killed run resumes; ``track`` wraps the batches to show progress.
+    ``partial_results`` stores each finished batch, so that a killed run resumes; ``shard=(rank, world)`` computes a share of
+    the batches (each shard also the first, which tells how to search the others); ``track`` wraps the batches to show progress.
     Errors: UserError as for `curvature.hessian.Hessian`, and for a setting out of bounds.
     """
     from backlight.analyses.hessian.measure import measure
@@ -63,5 +66,6 @@ def hessian(
         together=together,
     )  # fmt: skip
     return measure(
-        model, batches, settings, resamples=resamples, seed=seed, name=name, partial_results=partial_results, track=track
-    )
+        model, batches, settings, resamples=resamples, seed=seed, name=name, partial_results=partial_results, shard=shard,
+        track=track,
+    )  # fmt: skip

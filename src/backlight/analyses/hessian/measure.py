@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from backlight.analyses.entry import Track
 from backlight.analyses.hessian.settings import HessianSettings
-from backlight.analyses.training_loss import training_objective
+from backlight.analyses.training_loss import refuse_no_shard, training_objective
 from backlight.curvature.batched_hessian import Hessians
 from backlight.curvature.hessian import Hessian, of_units
 from backlight.curvature.loss import Objective, Predicate
@@ -64,33 +64,40 @@ def measure(
     seed: int,
     name: str | None,
     partial_results: PartialResults | None,
+    shard: tuple[int, int],
     track: Track,
 ) -> HessianSpectrum:
     """The result of `backlight.hessian` with these settings."""
     started = time.perf_counter()
+    refuse_no_shard(shard)
     settings, objective, recipe = training_objective(settings, model, batches)
     partial_results = partial_results or PartialResults(None, {})
     blocks: dict[str, Predicate | None] = {}
-    spectra: list[Spectrum] = []
-    images = 0
-    for group in groups(track(batches), settings.together):
+    known: dict[int, Spectrum] = {}  # batch -> its spectrum
+    images, count = 0, 0
+    for number, group in enumerate(groups(track(batches), settings.together)):
         blocks = blocks or _blocks(model, group[0][0], settings.by)
         images += sum(len(batch_images) for batch_images, _ in group)
-        keys = [f"batch-{i}" for i in range(len(spectra), len(spectra) + len(group))]
-        finished = [spectrum for key in keys if (spectrum := partial_results.get(key)) is not None]
-        if len(finished) < len(group):
-            first = spectra[0] if spectra else None
-            finished = _spectra(model, objective, group, blocks, first, settings, seed + len(spectra))
-            for key, spectrum in zip(keys, finished, strict=True):
-                partial_results.put(key, spectrum)
-        spectra += finished
-    if not spectra:
+        own = range(count, count + len(group))
+        count += len(group)
+        finished = stored_batches(partial_results, own)
+        if len(finished) < len(group) and (number == 0 or number % shard[1] == shard[0]):  # the first is everybody's
+            spectra_of_group = _spectra(model, objective, group, blocks, known.get(0), settings, seed + own[0])
+            finished = dict(zip(own, spectra_of_group, strict=True))
+            for i, spectrum in finished.items():
+                partial_results.put(f"batch-{i}", spectrum)
+        known |= finished
+    if not known:
         raise UserError("no images: the data are empty, so the loss has no Hessian")
-    table = [row for i, spectrum in enumerate(spectra) for block in blocks for row in _rows(i, block, spectrum)]
+    known |= stored_batches(partial_results, [i for i in range(count) if i not in known])  # of other shards in the meantime
+    missing = [i for i in range(count) if i not in known]
+    spectra = [known[i] for i in sorted(known)]
+    table = [row for i in sorted(known) for block in blocks for row in _rows(i, block, known[i])]
     eigenvalues = {block: np.stack([spectrum[f"{block}/eigenvalue"] for spectrum in spectra]) for block in blocks}
     summary = {block: nep_and_ape(values, resamples, seed) for block, values in eigenvalues.items()}
     facts = provenance(model, batches, images=images, resamples=resamples, seed=seed, **asdict(settings)) | {
         "recipe": recipe,
+        "missing_rows": missing,
         "seconds": round(time.perf_counter() - started, 3),
         "seconds_a_batch": round(float(np.mean([spectrum["seconds"].item() for spectrum in spectra])), 3),
         "solver": "power iteration as in PyHessian" if settings.paper else "Lanczos",
@@ -110,6 +117,11 @@ def measure(
     arrays = {side: points for side, points in densities.items() if len(points)}
     claims = [negative_claim(summary["all"]["nep"], settings.top, len(spectra))]
     return HessianSpectrum(model_name(model, name), table, claims, facts, arrays)
+
+
+def stored_batches(partial_results: PartialResults, numbers: Iterable[int]) -> dict[int, Spectrum]:
+    """The spectra of these batches that are stored."""
+    return {i: spectrum for i in numbers if (spectrum := partial_results.get(f"batch-{i}")) is not None}
 
 
 # --- summaries of the eigenvalues

@@ -23,7 +23,7 @@ from backlight.analyses.entry import Track
 from backlight.analyses.landscape.flatness import STEP, ResampledMean, claims, flatness, resampled_mean
 from backlight.analyses.landscape.result import Landscape
 from backlight.analyses.landscape.settings import LandscapeSettings
-from backlight.analyses.training_loss import training_objective
+from backlight.analyses.training_loss import refuse_no_shard, training_objective
 from backlight.curvature.directions import Plane, Snapshot, eigenvector_plane, path_plane, random_plane
 from backlight.curvature.loss import Loss, Objective, Predicate, soft_cross_entropy
 from backlight.curvature.perturbed import (
@@ -38,7 +38,6 @@ from backlight.curvature.perturbed import (
     refuse_unfit_weights,
     trainable_weights,
 )
-from backlight.errors import UserError
 from backlight.files import PartialResults
 from backlight.numerics import weight_space
 from backlight.numerics.bootstrap import Interval, mean_interval
@@ -74,8 +73,7 @@ def measure(
 ) -> Landscape:
     """The result of `backlight.landscape` with these settings."""
     started = time.perf_counter()
-    if not (len(shard) == 2 and 0 <= shard[0] < shard[1]):
-        raise UserError(f"shard is {shard!r}; it must be (rank, world) with 0 <= rank < world")
+    refuse_no_shard(shard)
     model = inside(model)  # weights of a compiled model are slow to change
     settings, objective, recipe = training_objective(settings, model, batches, loss=loss, decayed=decayed)
     refuse_unfit_weights(model)
