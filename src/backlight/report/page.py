@@ -1,14 +1,12 @@
-"""A study as HTML: the words and tables of the template, and the one JSON that the charts are drawn from."""
+"""A study as HTML: the words and tables of the template, and compressed tables that the charts are drawn from."""
 
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from functools import cache
+from dataclasses import asdict, replace
 from importlib.resources import files
 from itertools import groupby
 from typing import Any
@@ -17,9 +15,15 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from backlight.analyses.catalog import CATALOG
-from backlight.claims.findings import Finding, findings, summary
-from backlight.report import statements, words
+from backlight.claims.findings import findings, summary
+from backlight.claims.kinds import NAMES, kind_of
+from backlight.report import absences, packing, plotly, samples, statements, words
+from backlight.report.families import families
+from backlight.report.opening import opening
+from backlight.report.provenance import measured_differently, settings_of
 from backlight.report.sections import section_of
+from backlight.report.sections.section import Chart, Results
+from backlight.report.survey import MANY, survey, tally
 from backlight.results.figures import KIND_COLOUR
 from backlight.results.result import Result, Row
 from backlight.study.folder import Model, Study
@@ -41,47 +45,88 @@ MODEL_COLOURS = 6
 CHIPS = {"holds": "✓", "does not hold": "✗", "undecided": "?", "not comparable": "–"}
 #: Rows of a table on the page; the download has all of them.
 ROWS_SHOWN = 100
+#: Characters of the text that describes a chart to those who do not see it.
+ALT = 700
+#: The parts of the page's script, in this order.
+SCRIPTS = ("data", "words", "charts", "surfaces", "families", "drawing", "units", "models", "export", "state", "start")
 
 
-def html(study: Study) -> str:
-    """The page of a study."""
+def html(study: Study, *, live: bool = False) -> str:
+    """The page of a study.  ``live``: of `backlight report --serve`, which loads itself again when the folder changes."""
     environment = Environment(
-        loader=PackageLoader("backlight.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("backlight.report", "web"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    scripts = [plotly(), _own("page.js")]
     decided = findings(study)
+    drawings = {name: all_charts(study, name) for name in study.analyses}
+    every = {place["id"]: place["chart"] for places in drawings.values() for each in places for place in each}
+    tables = packing.packed(tables_of(study), {chart.table for chart in every.values()})
+    bundle = plotly.script(plotly.needs_space(chart.kind for chart in every.values()))
+    script = own_script()
+    chunks = {
+        "page": packing.compressed(page_data(study, every)),
+        "claims": packing.compressed(statements.rows(study, decided)),
+        **{name: each.text for name, each in tables.items()},
+    }
+    many = len(study.models) > MANY
+    if many:
+        chunks["metrics"] = packing.compressed(_metrics(study))
     return environment.get_template("page.html").render(
         title=title(study),
         lead=lead(study),
-        models=[drawn(i, model) for i, model in enumerate(study.models)],
+        opening=opening(study, decided),
+        models=(shown := models_of(study)),
+        survey=survey(study, shown, decided) if many else None,
+        tally=tally,
         untrained=study.settings.get("pretrained") is False,
         outcome=summary(decided),
         compared=statements.compared(study, decided),
         of_the_paper=statements.of_the_paper(study, decided),
-        sections=[section(study, analysis, decided) for analysis in study.analyses],
+        sections=[section(study, analysis, drawings[analysis], decided) for analysis in study.analyses],
+        states=absences.states(study),
+        state_signs=absences.SIGNS,
         absent=study.absent,
+        reductions=packing.reductions(tables),
         kinds={kind: (*sign, words.SINGULAR.get(kind, kind)) for kind, sign in KIND_SIGN.items() if kind in _kinds(study)},
         kind_colour=KIND_COLOUR,
         chips=CHIPS,
-        css=Markup(_own("page.css")),  # ours, as are the scripts: no word of a user's is in them
-        scripts=[Markup(script) for script in scripts],
-        policy=policy(scripts),
-        data=Markup(embedded(numbers(study))),
+        css=Markup(_own("page.css")),  # ours, as is the script: no word of a user's is in them
+        script=Markup(script),
+        policy=policy([script, gzip.decompress(bundle).decode()], live=live),
+        chunks=[(name, Markup(text)) for name, text in _once(chunks)],
+        plotly=Markup(packing.gzipped(bundle)),
+        live=live,
     )
 
 
-def policy(scripts: Iterable[str]) -> str:
-    """A content security policy: nothing is fetched from anywhere, and no other script than these runs."""
+def _once(chunks: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Equal chunks once, under all their names."""
+    names: dict[str, list[str]] = {}
+    for name, text in chunks.items():
+        names.setdefault(text, []).append(name)
+    return [(" ".join(each), text) for text, each in names.items()]
+
+
+def policy(scripts: Iterable[str], *, live: bool = False) -> str:
+    """A content security policy: nothing is fetched from anywhere, and no other script than these runs.
+
+    ``live``: the page may ask the server that it comes from.
+    """
     hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     closed = "default-src 'none'; base-uri 'none'; form-action 'none'"
-    return f"{closed}; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+    return f"{closed}; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:" + (
+        "; connect-src 'self'" if live else ""
+    )
 
 
-def embedded(document: Any) -> str:
-    """JSON that may stand inside a script element: no ``<`` can end it, no line separator can break it."""
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+def own_script() -> str:
+    """The page's own script: its parts in one function, so that they share names and leave none behind."""
+    parts = "\n".join(_own(f"js/{name}.js") for name in SCRIPTS)
+    return f'"use strict";\n(async () => {{\n{parts}}})();'
+
+
+def _own(name: str) -> str:
+    return files(__package__).joinpath("web", name).read_text("utf-8")
 
 
 # --- the words
@@ -100,14 +145,9 @@ def title(study: Study) -> str:
 def lead(study: Study) -> str:
     """What was measured."""
     results = [result for model in study.models for result in model.results.values()]
-    questions = "; ".join(_lower_case(CATALOG[name].question) for name in study.analyses)
     names = [model.name for model in study.models]
     who = words.series(names) if len(names) <= 4 else f"{len(names)} models"
-    return f"{who} on {_images(results)} {_data(study, results)}. The questions: {questions}?"
-
-
-def _lower_case(question: str) -> str:
-    return question[0].lower() + question[1:].rstrip("?")
+    return f"{who} on {_images(results)} {_data(study, results)}: {words.counted(len(study.analyses), 'analysis', 'analyses')}."
 
 
 def _images(results: Sequence[Result]) -> str:
@@ -133,6 +173,12 @@ def _data(study: Study, results: Sequence[Result]) -> str:
 # --- the models
 
 
+def models_of(study: Study) -> list[dict[str, Any]]:
+    """The models in the words of the template and of the script."""
+    names = families(study.models)
+    return [drawn(i, model) | {"family": names[i]} for i, model in enumerate(study.models)]
+
+
 def drawn(index: int, model: Model) -> dict[str, Any]:
     """A model as its word, a sentence, its accuracy and its line."""
     stages = [list(group) for _, group in groupby(model.units, key=lambda unit: unit["stage"])]
@@ -143,16 +189,20 @@ def drawn(index: int, model: Model) -> dict[str, Any]:
         "colour": f"var(--model-{index % MODEL_COLOURS})",
         "dash": dash,
         "svg_dash": svg_dash,
+        "kind": NAMES[kind_of(model.units)],
+        "parameters": model.parameters,
         "sentence": words.anatomy(model.units, model.parameters),
-        "accuracy": _accuracy(model),
-        "stages": [[{"kind": _known(u["kind"]), "letter": _letter(u["kind"]), "name": _named(u)} for u in s] for s in stages],
+        "accuracy": " ".join(_accuracy(model)),
+        "score": _accuracy(model)[0],
+        "stages": [[_block(unit) for unit in stage] for stage in stages],
         "word": " ".join("".join(_letter(unit["kind"]) for unit in stage) for stage in stages),
     }
 
 
-def _named(unit: Row) -> str:
+def _block(unit: Row) -> dict[str, Any]:
     shape = f" · {' × '.join(map(str, unit['shape']))}" if unit.get("shape") else ""
-    return f"unit {unit['unit']} · {unit['kind']} · {unit['module']}{shape}"
+    name = f"unit {unit['unit']} · {unit['kind']} · {unit['module']}{shape}"
+    return {"unit": unit["unit"], "kind": _known(unit["kind"]), "letter": _letter(unit["kind"]), "name": name}
 
 
 def _letter(kind: str) -> str:
@@ -163,10 +213,13 @@ def _known(kind: str) -> str:
     return kind if kind in KIND_SIGN else "other"
 
 
-def _accuracy(model: Model) -> str:
+def _accuracy(model: Model) -> tuple[str, str]:
+    """The accuracy, and over which images; empty if it is not known."""
     result = model.results.get("calibration")
     row = next((row for row in result.table if row["metric"] == "accuracy"), None) if result is not None else None
-    return f"{words.interval(row['value'], row['low'], row['high'], scale=100)}%" if row is not None else ""
+    if result is None or row is None:
+        return "", ""
+    return f"{words.interval(row['value'], row['low'], row['high'], scale=100)}%", f"({samples.images_of(result)})"
 
 
 def _kinds(study: Study) -> set[str]:
@@ -177,30 +230,43 @@ def _kinds(study: Study) -> set[str]:
 # --- the sections
 
 
-def section(study: Study, analysis: str, decided: Sequence[Finding]) -> dict[str, Any]:
+def section(study: Study, analysis: str, figures: list[list[dict[str, Any]]], decided: Sequence[Any]) -> dict[str, Any]:
     """A section in the words of the template."""
     results, content = study.results(analysis), section_of(analysis)
+    many = len(study.models) > MANY
     return {
         "name": analysis,
         "title": content.title or analysis.capitalize(),
         "question": CATALOG[analysis].question,
+        "over": samples.over(results),
         "reading": content.reading,
-        "figures": charts(analysis, results),
-        "metrics": content.metrics(results),
+        "figures": figures,
+        "metrics": None if many else content.metrics(results),
         "rows": _plain_table(results) if content.rows else None,
         "statements": statements.of_models(study, decided, analysis),
-        "notes": [*_left_out(study, analysis), *_measured_differently(results)],
-        "provenance": _evidence(results),
+        "notes": [*_left_out(study, analysis), *measured_differently(results)],
+        "absent": absences.absences(study, analysis),
+        "provenance": settings_of(results, many),
     }
 
 
-def charts(analysis: str, results: Sequence[Result | None]) -> list[list[dict[str, Any]]]:
+def all_charts(study: Study, analysis: str) -> list[list[dict[str, Any]]]:
     """The charts of a section; those of one list share a place."""
-    places = section_of(analysis).figures(results)
-    return [[{"id": f"{analysis}-{i}-{k}", "chart": chart} for k, chart in enumerate(each)] for i, each in enumerate(places)]
+    results = study.results(analysis)
+    return [
+        [{"id": f"{analysis}-{i}-{k}", "chart": _described(chart, results)} for k, chart in enumerate(each)]
+        for i, each in enumerate(section_of(analysis).figures(results))
+    ]
 
 
-def _plain_table(results: Sequence[Result | None]) -> dict[str, Any]:
+def _described(chart: Chart, results: Results) -> Chart:
+    """The chart with what it is over, and a description that can be listened to."""
+    whole = f"{chart.alt} Over {over}." if (over := samples.over(results)) else chart.alt
+    alt = whole if len(whole) <= ALT else f"{whole[: ALT - 60].rsplit(' ', 1)[0]} … The download of the rows has every model."
+    return replace(chart, alt=alt)
+
+
+def _plain_table(results: Results) -> dict[str, Any]:
     """The rows themselves."""
     rows = [(i, row) for i, result in enumerate(results) if result is not None for row in result.rows()]
     columns = list(dict.fromkeys(column for _, row in rows for column in row))
@@ -221,98 +287,40 @@ def _left_out(study: Study, analysis: str) -> list[str]:
     ]
 
 
-def _measured_differently(results: Sequence[Result | None]) -> list[str]:
-    """A warning for each setting in which the models of one chart differ."""
-    settings: dict[str, set[str]] = {}
-    for result in results:
-        if result is not None:
-            data = {key: result.provenance.get("data", {}).get(key) for key in ("data", "split", "ids_sha256")}
-            facts = {"images": result.provenance.get("images"), **data, **result.provenance.get("settings", {})}
-            for key, value in facts.items():
-                settings.setdefault(key, set()).add(json.dumps(value, sort_keys=True, default=str))
-    different = [key for key, values in settings.items() if len(values) > 1]
-    return (
-        [f"The models were not measured alike, so compare them with care: they differ in {words.series(different)}."]
-        if different
-        else []
-    )
-
-
-def _evidence(results: Sequence[Result | None]) -> list[tuple[str, list[str]]]:
-    """What each result stands on: rows of (setting, a value a model)."""
-    flat = [_flat(result.provenance) if result is not None else {} for result in results]
-    keys = dict.fromkeys(key for facts in flat for key in facts)
-    return [(key, [facts.get(key, "–") for facts in flat]) for key in keys]
-
-
-def _flat(document: Mapping[str, Any], within: str = "") -> dict[str, str]:
-    """Nested mappings as one, with the path as the key.
-
-    >>> _flat({"images": 48, "data": {"split": "test"}, "left_out": []})
-    {'images': '48', 'data · split': 'test', 'left_out': '–'}
-    """
-    flat: dict[str, str] = {}
-    for key, value in document.items():
-        name = f"{within} · {key}" if within else str(key)
-        if isinstance(value, Mapping):
-            flat |= _flat(value, name)
-        else:
-            flat[name] = _plain(value)
-    return flat
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_plain, value)) or "–"
-    return "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
 # --- the numbers
 
 
-def numbers(study: Study) -> dict[str, Any]:
-    """Everything that ``page.js`` draws from: models, tables by column, charts."""
-    tables: dict[str, list[Any]] = {}
-    drawings: dict[str, dict[str, Any]] = {}
+def tables_of(study: Study) -> dict[str, list[list[Row] | None]]:
+    """Every table by name, for each model."""
+    tables: dict[str, list[list[Row] | None]] = {}
     for analysis in study.analyses:
         results = study.results(analysis)
-        tables[analysis] = [_columns(result.table) if result is not None else None for result in results]
-        for name, make in section_of(analysis).derived.items():
-            tables[name] = [_columns(make(result)) if result is not None else None for result in results]
-        for places in charts(analysis, results):
-            drawings |= {place["id"]: asdict(place["chart"]) for place in places}
+        for name, rows_of in {analysis: _rows, **section_of(analysis).derived}.items():
+            tables[name] = [rows_of(result) if result is not None else None for result in results]
+    return tables
+
+
+def _rows(result: Result) -> list[Row]:
+    return result.table
+
+
+def page_data(study: Study, charts: Mapping[str, Chart]) -> dict[str, Any]:
+    """What the script knows beside tables: models with their units, charts, signs, what stands in the panel of a unit."""
+    told = ("name", "colour", "dash", "family", "kind", "word", "stages", "sentence", "accuracy")
     return {
-        "models": [{key: drawn(i, m)[key] for key in ("name", "colour", "dash")} for i, m in enumerate(study.models)],
+        "models": [{key: model[key] for key in told} for model in models_of(study)],
         "signs": {kind: {"letter": letter, "symbol": symbol} for kind, (letter, symbol, _) in KIND_SIGN.items()},
-        "tables": tables,
-        "charts": drawings,
+        "charts": {name: asdict(chart) for name, chart in charts.items()},
+        "analyses": {name: section_of(name).title or name.capitalize() for name in study.analyses},
+        "states": [
+            {name: state for name, (state, _) in zip(study.analyses, row, strict=True)} for row in absences.states(study)
+        ],
+        "facts": [asdict(fact) for name in study.analyses for fact in section_of(name).of_unit],
+        "many": len(study.models) > MANY,
     }
 
 
-def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """A table by column: a third of its size by row."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [_brief(row.get(name)) for row in rows] for name in names}
-
-
-def _brief(value: Any) -> Any:
-    """Eight figures are more than any interval leaves; JSON has no NaN."""
-    if isinstance(value, bool | int | str) or value is None:
-        return value
-    try:
-        return float(f"{value:.8g}") if math.isfinite(value) else None
-    except TypeError:
-        return str(value)
-
-
-# --- what is packaged
-
-
-def _own(name: str) -> str:
-    return files(__package__).joinpath(name).read_text("utf-8")
-
-
-@cache
-def plotly() -> str:
-    """Plotly's script, from its Python package."""
-    return files("plotly").joinpath("package_data", "plotly.min.js").read_text("utf-8")
+def _metrics(study: Study) -> dict[str, Any]:
+    """The tables of metrics, which a survey shows with a row a model."""
+    made = {name: section_of(name).metrics(study.results(name)) for name in study.analyses}
+    return {name: asdict(metrics) for name, metrics in made.items() if metrics is not None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backlight.report.sections.section import Chart, Results, Section, from_to, last_of_unit
+from backlight.report.sections.section import Chart, Fact, Results, Section, from_to, last_of_unit
 from backlight.report.words import number
 from backlight.results.result import Result, Row
 
@@ -62,4 +62,10 @@ SECTION = Section(
     needs=("unit", "kind", "stage", "module", "frequency", "delta", "delta_low", "delta_high", "transfer"),
     figures=figures,
     derived={"fourier/steps": steps},
+    of_unit=(
+        Fact("fourier", "delta", "Δ log amplitude after it, highest frequency (nepers)"),
+        Fact("fourier", "high_step", "Step of the highest frequency (nepers)"),
+        Fact("fourier", "mean_step", "Step of the mean (nepers)"),
+        Fact("fourier", "transfer", "Log amplitude after it minus before it, highest frequency (nepers)"),
+    ),
 )

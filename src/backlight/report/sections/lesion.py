@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backlight.report.sections.section import Chart, Metrics, Results, Section
+from backlight.report.sections.section import Chart, Fact, Metrics, Results, Section
 from backlight.report.words import interval
 from backlight.results.result import Result, Row
 
@@ -108,4 +108,9 @@ SECTION = Section(
     figures=figures,
     metrics=metrics,
     derived={"lesion/units": singles},
+    of_unit=(
+        Fact("lesion/units", "accuracy_change", "Accuracy without it, change (points)", 100),
+        Fact("lesion/units", "nll_change", "NLL without it, change (nats)"),
+        Fact("lesion/units", "distance", "Change of the outputs without it (1 - cosine)"),
+    ),
 )  # fmt: skip

@@ -1,0 +1,25 @@
+// Everything is defined: begin.
+
+models.forEach((model, i) => { model.states = page.states[i]; });
+switchModels();
+switchTabs();
+switchLogarithm();
+surveyModels();
+listEntries();
+all(".word").forEach(walkUnits);
+exports();
+links();
+restore();
+keepFitting();
+print();
+unpackTheRest();
+
+/** A page that is served loads itself again when its folder changes; the address keeps what is shown. */
+if (document.body.hasAttribute("data-live")) {
+  let version = null;
+  setInterval(async () => {
+    const now = await fetch("version").then((answer) => answer.text()).catch(() => version);
+    if (version !== null && now !== version) location.reload();
+    version = now;
+  }, 2000);
+}
