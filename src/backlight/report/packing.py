@@ -56,7 +56,7 @@ def _at_level(table: Sequence[Sequence[Row] | None], level: int) -> Packed:
     """The table at a level; at the last one if this one leaves no rows."""
     _, reduced, figures = LEVELS[level]
     left = [None if rows is None else reduced(rows) for rows in table]
-    level = level if any(left) or not level else LAST
+    level = level if any(left) or not any(table) else LAST
     return Packed(deflated(f"[{','.join('null' if rows is None else columns(rows, figures) for rows in left)}]"), level)
 
 

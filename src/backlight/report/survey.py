@@ -45,10 +45,10 @@ def _absent(study: Study, i: int) -> int:
     return sum(name not in study.models[i].results for name in study.analyses)
 
 
-def tally(entries: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Verdicts by family: how many models of each family have each verdict."""
-    rows: dict[str, Counter[str]] = {}
+def tally(entries: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, int]]]:
+    """Verdict -> (family, how many of it have that verdict); of comparisons, the families that are compared."""
+    counts: dict[str, Counter[str]] = {}
     for entry in entries:
-        names = {models[index]["family"] for index in entry["models"]}
-        rows.setdefault(names.pop() if len(names) == 1 else "several families", Counter())[entry["verdict"]] += 1
-    return [{"family": family, "counts": counts} for family, counts in rows.items()]
+        names = dict.fromkeys(models[index]["family"] for index in entry["models"])
+        counts.setdefault(entry["verdict"], Counter())[" against ".join(names)] += 1
+    return {verdict: sorted(of.items(), key=lambda item: (-item[1], item[0])) for verdict, of in counts.items()}

@@ -70,5 +70,5 @@ SECTION = Section(
     figures=figures,
     metrics=metrics,
     derived={"attention/mean": mean},
-    of_unit=tuple(Fact("attention/mean", metric, label) for metric, (_, label) in NAMES.items()),
+    of_unit=tuple(Fact("attention/mean", metric, f"Attention: {tab}") for metric, (tab, _) in NAMES.items()),
 )

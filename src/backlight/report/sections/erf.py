@@ -53,5 +53,5 @@ SECTION = Section(
     needs=("unit", "kind", "stage", "module", "share", "side", "side_low", "side_high"),
     figures=figures,
     derived={"erf/half": lambda result: of_units(result, half), "erf/most": lambda result: of_units(result, most)},
-    of_unit=(Fact("erf/half", "side", "Side of the square that holds half of the receptive field (pixels)"),),
+    of_unit=(Fact("erf/half", "side", "Side of half the receptive field (pixels)"),),
 )

@@ -63,9 +63,9 @@ SECTION = Section(
     figures=figures,
     derived={"fourier/steps": steps},
     of_unit=(
-        Fact("fourier", "delta", "Δ log amplitude after it, highest frequency (nepers)"),
-        Fact("fourier", "high_step", "Step of the highest frequency (nepers)"),
-        Fact("fourier", "mean_step", "Step of the mean (nepers)"),
-        Fact("fourier", "transfer", "Log amplitude after it minus before it, highest frequency (nepers)"),
+        Fact("fourier", "delta", "Δ log amplitude (nepers)"),
+        Fact("fourier", "high_step", "Its step at the highest frequency"),
+        Fact("fourier", "mean_step", "Its step at the mean"),
+        Fact("fourier", "transfer", "Transfer, highest frequency"),
     ),
 )

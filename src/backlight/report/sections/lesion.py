@@ -109,8 +109,8 @@ SECTION = Section(
     metrics=metrics,
     derived={"lesion/units": singles},
     of_unit=(
-        Fact("lesion/units", "accuracy_change", "Accuracy without it, change (points)", 100),
-        Fact("lesion/units", "nll_change", "NLL without it, change (nats)"),
-        Fact("lesion/units", "distance", "Change of the outputs without it (1 - cosine)"),
+        Fact("lesion/units", "accuracy_change", "Accuracy without it (points)", 100),
+        Fact("lesion/units", "nll_change", "NLL without it (nats)"),
+        Fact("lesion/units", "distance", "Outputs without it (1 - cosine)"),
     ),
 )  # fmt: skip

@@ -33,5 +33,5 @@ SECTION = Section(
     ),
     needs=("unit", "kind", "stage", "module", "variance", "variance_low", "variance_high"),
     figures=figures,
-    of_unit=(Fact("variance", "variance", "Feature map variance after it"),),
+    of_unit=(Fact("variance", "variance", "Variance after it"),),
 )

@@ -35,7 +35,7 @@ function restore() {
   const [name, query = ""] = decodeURI(location.hash.slice(1)).split("?");
   const state = new URLSearchParams(query), listed = (key) => (state.get(key) ?? "").split(",").filter(Boolean);
   restoring = true;
-  panel = document.getElementById(name) ? name : "";
+  panel = document.getElementById(name) ? name : state.has("unit") ? "models" : "";
   if (query) {
     for (const box of all("[data-switch]")) set(box, !listed("hide").includes(box.dataset.switch));
     for (const id of listed("tab")) document.querySelector(`[aria-controls="${CSS.escape(id)}"]`)?.click();

@@ -120,11 +120,18 @@ const unitPanel = (() => {
     place.replaceChildren(make("div", "", { class: "heading" }, heading3, bar),
       make("div", "", { class: "unit-view" }, make("div", "", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Numbers of the unit" }, numbers(shown), ...unknown(shown), ...flips(shown)), chart));
     place.hidden = false;
+    keepClear();
     place.style.setProperty("--kind", `var(--${current.block.kind})`);
     const made = charts(shown, chart.clientWidth || 300);
     if (made) Plotly.react(chart, made.data, made.layout, OPTIONS);
     else chart.remove();
     mark();
+  }
+
+  /** The panel stands where it does not cover the block of its unit. */
+  function keepClear() {
+    const block = document.querySelector(`[data-unit="${current.text}"]`)?.getBoundingClientRect();
+    if (block && block.bottom > 0 && block.top < innerHeight) place.classList.toggle("above", block.top > innerHeight / 2);
   }
 
   /** Small pictures of the images that the unit's lesion flips. */
@@ -170,13 +177,14 @@ const unitPanel = (() => {
     changed();
   }
 
+  new IntersectionObserver(([{ isIntersecting }]) => place.classList.toggle("away", !isIntersecting)).observe(document.getElementById("models"));
   place.addEventListener("keydown", (event) => { if (event.key === "Escape") close(); });
   return {
     select, close,
     draw: () => { if (current && !place.hidden) show(); },
     get state() { return { unit: current?.text, pin: pinned?.text }; },
     restore({ unit, pin }) { pinned = pin ? unitOf(pin) : null; current = null; if (unit) select(unit); else if (!place.hidden) close(); },
-    focus: () => place.querySelector("button")?.focus(),
+    focus: () => { place.classList.remove("away"); place.querySelector("button")?.focus(); },
   };
 })();
 

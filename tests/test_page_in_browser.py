@@ -1,0 +1,280 @@
+"""The page in Chromium: what is drawn, what a reader can do, and what it needs of the browser."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages import MODULE, NASTY, make_study, results_of, with_spectra
+
+from backlight.report import write_report
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if BROWSER is None:
+        pytest.skip("no chromium and no google-chrome is installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def address(made: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of the page of a study with claims that compare."""
+    folder = with_spectra(Path(shutil.copytree(made, tmp_path_factory.mktemp("page") / "study")))
+    return write_report(folder).as_uri()
+
+
+#: Everything is unpacked, and every chart that came into sight is drawn, in the plane or in space.
+DRAWN = (
+    "'unpacked' in document.documentElement.dataset && "
+    "[...document.querySelectorAll('[data-chart]')].every(c => !c.clientWidth || c.querySelector('.cartesianlayer, .gl-container'))"
+)
+
+
+def scroll_through(tab: Any) -> None:
+    """Bring every part of the page into sight."""
+    for y in range(0, tab.evaluate("document.documentElement.scrollHeight"), 600):
+        tab.evaluate(f"scrollTo({{top: {y}, behavior: 'instant'}})")
+        tab.wait_for_timeout(30)
+
+
+def visit(browser: Any, address: str, **how: Any) -> tuple[Any, list[str]]:
+    """The page in a new tab, and everything that it complains about or requests from the network."""
+    tab = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **how})
+    complaints: list[str] = []
+    own = (address.split("#")[0], "blob:", "data:")
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("request", lambda request: complaints.append(request.url) if not request.url.startswith(own) else None)
+    tab.goto(address)
+    until(tab, "'unpacked' in document.documentElement.dataset")
+    return tab, complaints
+
+
+@pytest.fixture
+def opened(browser: Any, address: str) -> Iterator[Any]:
+    """The page at 1280 pixels, with everything drawn."""
+    tab, complaints = visit(browser, address)
+    scroll_through(tab)
+    until(tab, DRAWN)
+    yield tab
+    assert complaints == []
+    tab.close()
+
+
+def until(tab: Any, condition: str) -> None:
+    """Return when a condition holds in the page.  Playwright's own waiting evaluates a string: forbidden."""
+    for _ in range(100):
+        if tab.evaluate(condition):
+            return
+        tab.wait_for_timeout(50)
+    raise AssertionError(f"never came true: {condition}")
+
+
+def texts(tab: Any) -> list[str]:
+    """Every hover text of every chart in sight, and every panel's name."""
+    told = tab.evaluate("""
+        [...document.querySelectorAll('.js-plotly-plot')].filter(chart => chart.clientWidth).map(chart =>
+            chart.data.map(trace => trace.text ?? []).concat(chart.layout.annotations.map(note => note.text)))
+    """)
+    return list(itertools.chain.from_iterable(text if isinstance(text, list) else [text] for chart in told for text in chart))
+
+
+@pytest.mark.browser
+def test_charts_are_drawn_and_name_the_unit(opened: Any) -> None:
+    for name, marks in (("fourier-0-0", 12), ("variance-0-0", 12), ("lesion-0-0", 10), ("calibration-0-0", 20)):
+        assert opened.locator(f"[data-chart={name}] .points path.point").count() >= marks, name
+    assert opened.locator("[data-chart=fourier-1-0] path.js-line").count() == 12
+    assert opened.locator("[data-chart=fourier-1-1]").is_hidden()  # behind its tab
+    opened.get_by_role("tab", name="Transfer function").click()
+    until(opened, "document.querySelector('[data-chart=fourier-1-1] path.js-line')")
+    assert opened.locator("[data-chart=fourier-1-1] path.js-line").count() == 10  # the stem has no transfer function
+
+    mark = opened.locator("[data-chart=fourier-0-0] .scatterlayer .trace:last-child .points path.point").nth(3)
+    mark.evaluate("mark => mark.scrollIntoView({ block: 'center', behavior: 'instant' })")
+    opened.wait_for_timeout(200)
+    box = mark.bounding_box()
+    opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    label = opened.locator("[data-chart=fourier-0-0] .hoverlayer .hovertext")
+    label.wait_for()
+    told = label.text_content()
+    assert "unit 2 · attention" in told
+    assert MODULE in told  # as text: were it read as HTML, its tags would be gone
+    assert NASTY in told
+
+
+@pytest.mark.browser
+def test_switches_hide_a_model_everywhere(opened: Any) -> None:
+    assert any("resnet18" in text for text in texts(opened))
+    box = opened.get_by_role("checkbox", name="resnet18")
+    box.focus()
+    opened.keyboard.press("Space")
+    assert not box.is_checked()
+    for tab in opened.get_by_role("tab").all():
+        tab.click()
+        until(opened, DRAWN)
+        assert not any("resnet18" in text for text in texts(opened))
+        assert any("img" in text for text in texts(opened))
+    assert not [e for e in opened.locator("[data-model='0']").all() if e.is_visible()]
+    assert [e for e in opened.locator("[data-model='1']").all() if e.is_visible()]
+    assert opened.locator("[data-about]").count() == 1
+    assert opened.locator("[data-about]").is_hidden()  # a comparison with the hidden model
+    opened.locator("[data-switch='1']").uncheck()
+    assert "No model" in opened.locator("[data-chart=fourier-0-0]").text_content()
+    box.check()
+    assert any("resnet18" in text for text in texts(opened))
+    assert opened.locator("[data-chart=fourier-0-0] path.point").count() == 5
+    opened.locator("[data-switch='1']").check()
+    assert opened.locator("[data-chart=fourier-0-0] path.point").count() == 12
+    assert opened.locator("[data-about]").is_visible()
+
+
+@pytest.mark.browser
+def test_dark_and_on_paper(opened: Any) -> None:
+    ink = "getComputedStyle(document.querySelector('.chart .xtick text')).fill"
+    brightness = f"({ink}).match(/\\d+/g).slice(0, 3).reduce((sum, x) => sum + Number(x), 0)"
+    assert opened.evaluate(brightness) < 380
+    opened.emulate_media(color_scheme="dark")
+    until(opened, f"{brightness} > 380")
+    assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
+    opened.emulate_media(color_scheme="dark", media="print")
+    until(opened, f"{brightness} < 380")
+    assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert opened.locator(".switches").is_hidden()
+    assert opened.locator("[data-chart=fourier-1-0]").is_visible()  # everything is open
+    assert opened.locator("[data-chart=fourier-1-1]").is_visible()
+    assert opened.locator("details[open]").count() == opened.locator("details").count()
+    opened.emulate_media(color_scheme="dark", media="screen")
+    until(opened, f"{brightness} > 380")
+    assert not opened.locator("details[open]").count()
+
+
+@pytest.mark.browser
+def test_on_a_phone(opened: Any) -> None:
+    opened.set_viewport_size({"width": 380, "height": 800})
+    until(opened, "[...document.querySelectorAll('.chart svg.main-svg')].every(s => s.clientWidth <= 380)")
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 380
+
+
+@pytest.mark.browser
+def test_the_panel_of_a_unit_by_keyboard(opened: Any) -> None:
+    units = opened.locator(".word").nth(1).locator(".unit")
+    panel = opened.locator("#unit")
+    units.first.focus()
+    opened.keyboard.press("ArrowRight")
+    until(opened, "document.querySelector('#unit h3')?.textContent.includes('blocks.1 · 65 × 192')")
+    row = panel.locator("tr", has_text="Accuracy without it")
+    assert row.locator("td").all_text_contents() == ["−2 [−12, 8]"]
+    assert panel.locator(".js-line").count() == 2  # spectrum and transfer function; there is no similarity
+    opened.keyboard.press("ArrowRight")
+    until(opened, f"document.querySelector('#unit h3').textContent.includes({MODULE!r})")  # as text
+    opened.keyboard.press("Enter")
+    assert opened.evaluate("document.activeElement.textContent") == "Pin to compare"
+    opened.keyboard.press("Enter")
+    opened.locator(".word").first.locator(".unit").nth(3).focus()
+    until(opened, "document.querySelectorAll('#unit thead th').length === 2")
+    assert panel.locator("thead th").all_text_contents() == ["unit 3 of resnet18", f"pinned: unit 2 of {NASTY}"]
+    assert row.locator("td").all_text_contents() == ["−4 [−14, 6]", "−3 [−13, 7]"]
+    assert panel.locator(".js-line").count() == 4
+    assert "unit=0.3&pin=1.2" in opened.evaluate("location.hash")
+    panel.get_by_role("button", name="Unpin").click()
+    panel.locator("button").last.focus()
+    opened.keyboard.press("Escape")
+    assert panel.is_hidden()
+    assert opened.evaluate("document.activeElement.dataset.unit") == "0.3"
+
+
+@pytest.mark.browser
+def test_the_panel_does_not_cover_its_unit(opened: Any) -> None:
+    for width, unit in itertools.product((1280, 390), ("0.0", "1.5")):
+        opened.set_viewport_size({"width": width, "height": 800})
+        block = opened.locator(f"[data-unit='{unit}']")
+        block.click()
+        until(opened, "!document.querySelector('#unit').hidden")
+        place, panel = block.bounding_box(), opened.locator("#unit").bounding_box()
+        assert place["y"] + place["height"] <= panel["y"] or panel["y"] + panel["height"] <= place["y"], (width, unit)
+    opened.locator("#unit").get_by_role("button", name="Close").click()
+
+
+@pytest.mark.browser
+def test_a_link_brings_back_what_was_shown(browser: Any, opened: Any) -> None:
+    opened.get_by_role("tab", name="Transfer function").click()
+    opened.locator("[data-log=variance-0-0]").uncheck()
+    opened.locator("[data-switch='0']").uncheck()
+    opened.locator("#lesion-0-0 .permalink").click()
+    link = opened.evaluate("location.href")
+    other, _ = visit(browser, link)
+    until(other, "document.querySelector('[data-chart=lesion-0-0] .points path')")
+    assert other.locator("[data-chart=lesion-0-0]").bounding_box()["y"] < 900
+    assert not other.locator("[data-switch='0']").is_checked()
+    assert not other.locator("[data-log=variance-0-0]").is_checked()
+    assert other.locator("#fourier-1-1").is_visible()
+    other.close()
+
+
+def downloaded(tab: Any, selector: str, path: Path) -> str:
+    with tab.expect_download() as download:
+        tab.locator(selector).click()
+    download.value.save_as(path)
+    return download.value.suggested_filename
+
+
+@pytest.mark.browser
+def test_rows_tables_claims_and_charts_to_take_away(opened: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    assert downloaded(opened, "[data-csv=lesion]", path) == "lesion.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    made = [row for name, kinds in (("resnet18", "cc cc"), (NASTY, "amamam")) for row in results_of(name, kinds)[2].rows()]
+    assert [row["model"] for row in rows] == [row["model"] for row in made]
+    assert [float(row["nll_change"]) for row in rows] == pytest.approx([row["nll_change"] for row in made])
+    downloaded(opened, "[data-table-csv=table-calibration-metrics]", path)
+    with path.open(newline="") as file:
+        table = list(csv.reader(file))
+    assert table[0] == ["Metric", "resnet18", NASTY]
+    assert table[1][1:] == ["50 [40, 60]", "50 [40, 60]"]
+    downloaded(opened, "[data-claims-csv]", path)
+    with path.open(newline="") as file:
+        claims = list(csv.DictReader(file))
+    assert f"{NASTY}; resnet18" in {row["models"] for row in claims}
+    assert {float(row["value"]) for row in claims if row["id"] == "fourier/attention-relative"} == {-1.0}
+    assert downloaded(opened, "[data-export=fourier-0-0][data-format=svg]", path) == "fourier-0-0.svg"
+    assert path.read_text().startswith("<svg")
+    assert "rgb(255, 255, 255)" in path.read_text()  # it has the colour of the page
+    assert downloaded(opened, "[data-export=fourier-0-0][data-format=png]", path) == "fourier-0-0.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.browser
+def test_only_what_comes_into_sight_is_drawn(browser: Any, address: str) -> None:
+    other, _ = visit(browser, address, viewport={"width": 1280, "height": 300})
+    assert not other.locator("[data-chart=calibration-0-0] svg").count()
+    other.locator("#calibration").scroll_into_view_if_needed()
+    until(other, "document.querySelector('[data-chart=calibration-0-0] .points path')")
+    other.close()
+
+
+@pytest.mark.browser
+def test_a_print_is_complete(browser: Any, address: str) -> None:
+    """Charts that were never in sight are on paper too."""
+    other, _ = visit(browser, address, viewport={"width": 1280, "height": 300})
+    other.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert other.evaluate("[...document.querySelectorAll('[data-chart]')].every(c => c.querySelector('.cartesianlayer'))")
+    other.close()
