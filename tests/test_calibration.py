@@ -507,7 +507,7 @@ def test_without_a_temperature_there_are_no_scaled_metrics():
     plain, scaled = (calibration(Echo(), data, temperature=t, resamples=10) for t in (False, True))
     assert scaled.table[: len(plain.table)] == plain.table
     assert not any("scaled" in row["metric"] for row in plain.table)
-    assert list(plain.arrays) == ["reliability", "per_image/correct"]
+    assert list(plain.arrays) == ["reliability", "per_image/correct", "per_image/scores"]
 
 
 def test_a_temperature_can_be_fitted_on_other_data(tmp_path):

@@ -2,6 +2,7 @@
 from backlight.analyses.catalog import *
 from backlight.buildup.search import BuildupRun as BuildupRun
 from backlight.buildup.search import buildup_to_folder as buildup_to_folder
+from backlight.comparing.compare import compare as compare
 from backlight.curvature.batches import draw_batches as draw_batches
 from backlight.curvature.hessian import Hessian as Hessian
 from backlight.curvature.hessian import of_module as of_module
@@ -15,6 +16,7 @@ from backlight.models.surgery.hybridize import gates as gates
 from backlight.models.surgery.hybridize import hybridize as hybridize
 from backlight.models.surgery.hybridize import set_gates as set_gates
 from backlight.models.surgery.hybridize import smooth as smooth
+from backlight.monitoring.monitor import Monitor as Monitor
 from backlight.numerics.lanczos import lanczos as lanczos
 from backlight.numerics.quadrature import density as density
 from backlight.numerics.quadrature import trace as trace

@@ -77,8 +77,8 @@ def negative_share(result: Result) -> Array:
 
 def change_of_high_frequencies(result: Result) -> Array:
     """Δ log amplitude after the last unit less that of the stem."""
-    first, last = per_image(result, "delta")
-    return last - first
+    deltas = per_image(result, "delta")
+    return deltas[-1] - deltas[0]
 
 
 def under_noise(result: Result) -> tuple[Array, Array, Array]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from backlight import __version__
-from backlight.cli import analyses, claims, figure, lists, training
+from backlight.cli import analyses, claims, compare, diff, figure, lists, training
 from backlight.cli.options import repeated
 from backlight.cli.output import write
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for commands in (analyses, claims, figure, lists, training):
+for commands in (analyses, claims, compare, diff, figure, lists, training):
     commands.add_to(app)
 
 #: What is wrong with the arguments.  Taken from a public descendant: typer brings click under one name or another.

@@ -200,7 +200,7 @@ def _model(home: Path, absent: list[str]) -> Model | None:
         if each.analysis not in results
     ]
     known = units.parameters if units else _parameters(results)
-    return Model(name, [asdict(row) for row in units.units] if units else _units(results), known, results)
+    return Model(name, [asdict(row) for row in units.units] if units else units_in(results), known, results)
 
 
 def _loaded(path: Path, absent: list[str]) -> Iterator[Result]:
@@ -229,7 +229,7 @@ def _record(path: Path, kind: type[R], absent: list[str]) -> R | None:
         return None
 
 
-def _units(results: Mapping[str, Result]) -> list[Row]:
+def units_in(results: Mapping[str, Result]) -> list[Row]:
     """The units as far as the results know them: each may leave some out."""
     columns = ("unit", "kind", "stage", "module")
     rows = [row for result in results.values() for row in result.table if set(columns) <= set(row)]

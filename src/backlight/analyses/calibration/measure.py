@@ -150,6 +150,7 @@ class Confidence:
         arrays = {
             "reliability": self._diagram(per_image, resamples, seed),
             "per_image/correct": correct.astype(np.float32),
+            "per_image/scores": np.stack(per_image),
         }
         signed = next(row for row in table if row["metric"] == "signed_ece")
         claim = Claim.of_sign(
@@ -259,7 +260,7 @@ class Calibration(Result):
 
     ``arrays["reliability"]``: (value, low, high) x (confidence, accuracy, share of images) x bins.  With a temperature also
     ``arrays["reliability_scaled"]``, for the images that the temperature was not fitted on.  ``arrays["per_image/correct"]``:
-    1 for each image with a right answer, 0 for each other.
+    1 for each image with a right answer, 0 for each other.  ``arrays["per_image/scores"]``: the numbers of `Scores` x images.
     """
 
     analysis: ClassVar[str] = "calibration"

@@ -78,10 +78,10 @@ class Spectra:
     def result(self, model: str, provenance: dict[str, Any], resamples: int, seed: int) -> Fourier:
         """Δ log amplitudes and transfer functions with their intervals."""
         logs = [np.concatenate(batches)[:, : self._bins(tap)] for tap, batches in enumerate(self.batches)]
-        taps = [after for _, _, after in self.streams.rows()]
-        deltas = np.stack([logs[tap][:, -1] - logs[tap][:, 0] for tap in (taps[0], taps[-1])])
-        arrays = {"per_image/delta": deltas.astype(np.float32)}
-        return Fourier(model, self._table(logs, resamples, seed), self._claims(logs, resamples, seed), provenance, arrays)
+        deltas = np.stack([logs[tap][:, -1] - logs[tap][:, 0] for _, _, tap in self.streams.rows()])
+        claims, steps = self._claims(logs, resamples, seed)
+        arrays = {"per_image/delta": deltas.astype(np.float32)} | steps
+        return Fourier(model, self._table(logs, resamples, seed), claims, provenance, arrays)
 
     def _bins(self, tap: int) -> int:
         size = self._size(tap)
@@ -121,14 +121,17 @@ class Spectra:
             for k, frequency in enumerate(self._frequencies(after))
         ]
 
-    def _claims(self, logs: list[np.ndarray], resamples: int, seed: int) -> list[Claim]:
-        """Each statement in both readings: by Δ, relative to the mean of the map, and by the highest frequency alone."""
+    def _claims(self, logs: list[np.ndarray], resamples: int, seed: int) -> tuple[list[Claim], dict[str, np.ndarray]]:
+        """Each statement in both readings: by Δ, relative to the mean of the map, and by the highest frequency alone.
+
+        Beside the claims the number of each image, by the name of its array.
+        """
         delta, high = [log[:, -1] - log[:, 0] for log in logs], [log[:, -1] for log in logs]  # (n,) per tap
         readings = [
             (delta, "relative", "Figure 8", "relative to the mean of the map: change of Δ log amplitude"),
             (high, "absolute", "A second reading of figure 8", "absolute: change of log amplitude"),
         ]
-        claims = []
+        claims, steps = [], {}
         for kind, (sign, *statements) in CLAIMS.items():
             pairs = self.streams.transforms([kind])
             if not pairs:
@@ -144,7 +147,8 @@ class Spectra:
                     "quantity": quantity,
                 }
                 claims.append(Claim.of_sign(sign, interval, count=len(step), rounding=LOG_ROUNDING, **about))
-        return claims
+                steps[f"per_image/claims/{kind}-{reading}"] = step.astype(np.float32)
+        return claims, steps
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,8 @@ class Fourier(Result):
     ``unit`` -1 is the stem: the stream that the first unit reads.  ``frequency`` is in units of pi, ``cycles`` per map.
     ``log_amplitude`` is the mean log amplitude per pixel.  ``high_step`` and ``mean_step``, on the row of the highest frequency
     of a unit that keeps the resolution: the change of log amplitude there and of the mean; the step of Δ is their difference.
-    ``arrays["per_image/delta"]``: Δ at the highest frequency, (first row, last unit) x images.
+    ``arrays["per_image/delta"]``: Δ at the highest frequency, (stem and units) x images; ``["per_image/claims/NAME"]``: the
+    number of a claim of each image.
     """
 
     analysis: ClassVar[str] = "fourier"

@@ -96,12 +96,14 @@ def measure(
     name = model_name(model, name)
     if settings.by == "similarity":
         table = rows_of([_intact_row(lesions), *(lesion.row for lesion in lesions)], image_scores[:, 0], resamples, seed)
-        return Lesion(name, table, [], facts)
+        return Lesion(name, table, [], facts, {"per_image/distance": image_scores[:, 0].astype(np.float32)})
     facts |= answers.caution(facts)
     single = [lesion.units[0] for lesion in lesions if lesion.row["lesion"] == "unit"]
     table, whole = _table(lesions, image_scores, resamples, seed)
     facts |= {"whole": whole, "by_position": _by_position(single, image_scores, resamples, seed)}
-    return Lesion(name, table, _claims(single, image_scores[1 : len(single) + 1, 0]), facts)
+    correct, nll = image_scores.transpose(1, 0, 2)
+    arrays = {"per_image/correct": correct.astype(np.uint8), "per_image/nll": nll.astype(np.float32)}
+    return Lesion(name, table, _claims(single, correct[1 : len(single) + 1]), facts, arrays)
 
 
 def removable(model: nn.Module, images: Tensor, *, by_image: bool = False) -> tuple[list[Unit], list[str]]:
@@ -360,8 +362,9 @@ class Lesion(Result):
     ``lesion`` is what is silent: a "unit", a "branch" of a parallel unit, a "head" of its attention, or a "pair" of units.  The
     ``_interaction`` of a pair is its change minus the changes of the two single lesions.  Accuracies are fractions, NLL in
     nats; a change is the value without the unit minus that of the intact model.  ``provenance["by_position"]``: the mean
-    change by position in the stage.  With ``by="similarity"`` there is ``distance`` instead: 1 minus the cosine between the
-    outputs with the lesion and without.
+    change by position in the stage.  ``arrays["per_image/correct"]``, 1 for a right answer, and ``["per_image/nll"]``: rows x
+    images.  With ``by="similarity"`` there is ``distance`` instead: 1 minus the cosine between the outputs with the lesion and
+    without.
     """
 
     analysis: ClassVar[str] = "lesion"

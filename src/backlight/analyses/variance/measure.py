@@ -103,17 +103,22 @@ class Variances:
             row | columns("variance", mean_interval(variances[after], resamples=resamples, seed=seed))
             for row, _, after in self.streams.rows()
         ]
-        return Variance(model, table, self._claims(variances, resamples, seed), provenance)
+        of_rows = [variances[after] for *_, after in self.streams.rows()]
+        claims, changes = self._claims(variances, resamples, seed)
+        arrays = {"per_image/variance": np.stack(of_rows).astype(np.float32)} | changes if self.over == "space" else {}
+        return Variance(model, table, claims, provenance, arrays)
 
-    def _claims(self, variances: list[np.ndarray], resamples: int, seed: int) -> list[Claim]:
-        claims = []
+    def _claims(self, variances: list[np.ndarray], resamples: int, seed: int) -> tuple[list[Claim], dict[str, np.ndarray]]:
+        """The claims, and the number of each image, by the name of its array."""
+        claims, changes = [], {}
         variance = "normalised variance" if self.normalise else "variance"
         for sign, (name, statement), compared, pairs in self._comparisons(variances):
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratios = [np.log(variances[above] / variances[below]) for below, above in pairs]
-            change = np.mean(ratios, axis=0) if ratios else np.empty(0)
-            change = change[np.isfinite(change)]  # a blank image has variance 0
+            all_images = np.mean(ratios, axis=0) if ratios else np.empty(0)
+            change = all_images[np.isfinite(all_images)]  # a blank image has variance 0
             if len(change):
+                changes[f"per_image/claims/{name}"] = all_images.astype(np.float32)
                 interval = mean_interval(change, resamples=resamples, seed=seed)
                 quantity = f"log of {variance} {compared} (nepers)"
                 about: dict[str, Any] = {
@@ -124,7 +129,7 @@ class Variances:
                 }
                 over: Sample = "images" if self.over == "space" else "mini-batches"
                 claims.append(Claim.of_sign(sign, interval, count=len(change), over=over, rounding=LOG_ROUNDING, **about))
-        return claims
+        return claims, changes
 
     def _comparisons(self, variances: list[np.ndarray]) -> Iterator[tuple[Sign, tuple[str, str], str, Pairs]]:
         """Each claim as sign, statement, what is compared, and the taps; without taps it cannot be tested on this model."""
@@ -155,7 +160,11 @@ class Variances:
 
 @dataclass(frozen=True)
 class Variance(Result):
-    """One row per unit: the variance of the stream after it with its 95% interval; ``unit`` -1 is the stem."""
+    """One row per unit: the variance of the stream after it with its 95% interval; ``unit`` -1 is the stem.
+
+    ``arrays["per_image/variance"]``, of a variance over space: rows x images; ``["per_image/claims/NAME"]``: the number of a
+    claim of each image, not finite where a map is constant.
+    """
 
     analysis: ClassVar[str] = "variance"
     panels: ClassVar[tuple[str, ...]] = ("depth",)

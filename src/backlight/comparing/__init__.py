@@ -1,0 +1,1 @@
+"""Two models measured alike: every number of the one less that of the other, with an interval over the same images."""
