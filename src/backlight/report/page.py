@@ -17,7 +17,9 @@ from markupsafe import Markup
 from backlight.analyses.catalog import CATALOG
 from backlight.claims.findings import findings, summary
 from backlight.claims.kinds import NAMES, kind_of
+from backlight.comparing.compare import Comparison
 from backlight.report import absences, packing, plotly, samples, statements, words
+from backlight.report.compared import compared, table_of
 from backlight.report.families import families
 from backlight.report.opening import opening
 from backlight.report.provenance import measured_differently, settings_of
@@ -48,7 +50,7 @@ ROWS_SHOWN = 100
 #: Characters of the text that describes a chart to those who do not see it.
 ALT = 700
 #: The parts of the page's script, in this order.
-SCRIPTS = ("data", "words", "charts", "surfaces", "families", "drawing", "units", "models", "export", "state", "start")
+SCRIPTS = ("data", "words", "charts", "surfaces", "compared", "families", "drawing", "units", "models", "export", "state", "start")
 
 
 def html(study: Study, *, live: bool = False) -> str:
@@ -58,8 +60,10 @@ def html(study: Study, *, live: bool = False) -> str:
     )
     decided = findings(study)
     drawings = {name: all_charts(study, name) for name in study.analyses}
+    pairs = compared(study)
+    drawings["compare"] = numbered("compare", pairs.charts)
     every = {place["id"]: place["chart"] for places in drawings.values() for each in places for place in each}
-    tables = packing.packed(tables_of(study), {chart.table for chart in every.values()})
+    tables = packing.packed(tables_of(study) | pairs.tables, {chart.table for chart in every.values()})
     bundle = plotly.script(plotly.needs_space(chart.kind for chart in every.values()))
     script = own_script()
     chunks = {
@@ -80,6 +84,9 @@ def html(study: Study, *, live: bool = False) -> str:
         untrained=study.settings.get("pretrained") is False,
         outcome=summary(decided),
         compared=statements.compared(study, decided),
+        compared_pairs=[_pair(*pair) for pair in pairs.pairs],
+        compared_refused=pairs.refused,
+        compared_charts=drawings["compare"],
         of_the_paper=statements.of_the_paper(study, decided),
         sections=[section(study, analysis, drawings[analysis], decided) for analysis in study.analyses],
         states=absences.states(study),
@@ -253,10 +260,27 @@ def section(study: Study, analysis: str, figures: list[list[dict[str, Any]]], de
 def all_charts(study: Study, analysis: str) -> list[list[dict[str, Any]]]:
     """The charts of a section; those of one list share a place."""
     results = study.results(analysis)
-    return [
-        [{"id": f"{analysis}-{i}-{k}", "chart": _described(chart, results)} for k, chart in enumerate(each)]
-        for i, each in enumerate(section_of(analysis).figures(results))
-    ]
+    places = section_of(analysis).figures(results)
+    return numbered(analysis, [[_described(chart, results) for chart in each] for each in places])
+
+
+def numbered(name: str, places: Sequence[Sequence[Chart]]) -> list[list[dict[str, Any]]]:
+    """Charts with names of their own."""
+    return [[{"id": f"{name}-{i}-{k}", "chart": chart} for k, chart in enumerate(each)] for i, each in enumerate(places)]
+
+
+def _pair(first: int, second: int, comparison: Comparison) -> dict[str, Any]:
+    """A comparison in the words of the template."""
+    return {
+        "first": first,
+        "second": second,
+        "rows": (rows := table_of(comparison)),
+        "minor": sum(row["minor"] for row in rows),
+        "decided": len(comparison.decided()),
+        "count": len(comparison.differences),
+        "cautions": comparison.cautions,
+        "refused": list(comparison.refused.items()),
+    }
 
 
 def _described(chart: Chart, results: Results) -> Chart:

@@ -14,6 +14,13 @@ function switchModels() {
   }
 }
 
+/** More rows of a table. */
+function switchMinor() {
+  for (const box of all("[data-minor]")) {
+    box.addEventListener("change", () => document.getElementById(box.dataset.minor).classList.toggle("complete", box.checked));
+  }
+}
+
 function switchTabs() {
   for (const list of all("[role=tablist]")) {
     const tabs = all("[role=tab]", list);

@@ -3,6 +3,7 @@
 models.forEach((model, i) => { model.states = page.states[i]; });
 switchModels();
 switchTabs();
+switchMinor();
 switchLogarithm();
 surveyModels();
 listEntries();
