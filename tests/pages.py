@@ -64,7 +64,10 @@ def results_of(model: str, kinds: str) -> list[Result]:
     spread = [unit | ends("variance", 10.0 ** (i / 2)) for i, unit in enumerate([stem, *units])]
     whole = {"unit": -1, "kind": "whole", "stage": 0, "module": ""}
     lesions = [
-        unit | {"accuracy": 0.5, "nll": 2.0} | ends("accuracy_change", -0.01 * i) | ends("nll_change", 0.1 * i)
+        unit
+        | {"lesion": "unit" if i else "whole", "accuracy": 0.5, "nll": 2.0}
+        | ends("accuracy_change", -0.01 * i)
+        | ends("nll_change", 0.1 * i)
         for i, unit in enumerate([whole, *units])
     ]
     metrics = [

@@ -6,13 +6,19 @@ import csv
 import itertools
 import shutil
 from collections.abc import Iterator
+from http.client import HTTPConnection
+from importlib.resources import files
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
-from pages import MODULE, NASTY, make_study, results_of, with_spectra
+from pages import MODULE, NASTY, make_study, results_of, save, with_spectra
 
+from backlight.errors import UserError
 from backlight.report import write_report
+from backlight.report.serving import serving
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -44,22 +50,25 @@ def address(made: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 #: Everything is unpacked, and every chart that came into sight is drawn, in the plane or in space.
 DRAWN = (
     "'unpacked' in document.documentElement.dataset && "
-    "[...document.querySelectorAll('[data-chart]')].every(c => !c.clientWidth || c.querySelector('.cartesianlayer, .gl-container'))"
+    "[...document.querySelectorAll('[data-chart]')]"
+    ".every(c => !c.clientWidth || c.querySelector('.cartesianlayer, .gl-container'))"
 )
 
 
 def scroll_through(tab: Any) -> None:
     """Bring every part of the page into sight."""
-    for y in range(0, tab.evaluate("document.documentElement.scrollHeight"), 600):
+    y = 0
+    while y < tab.evaluate("document.documentElement.scrollHeight"):  # it grows as charts are drawn
         tab.evaluate(f"scrollTo({{top: {y}, behavior: 'instant'}})")
         tab.wait_for_timeout(30)
+        y += 600
 
 
 def visit(browser: Any, address: str, **how: Any) -> tuple[Any, list[str]]:
     """The page in a new tab, and everything that it complains about or requests from the network."""
     tab = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **how})
     complaints: list[str] = []
-    own = (address.split("#")[0], "blob:", "data:")
+    own = (address.split("#", maxsplit=1)[0], "blob:", "data:")
     tab.on("console", lambda message: complaints.append(message.text))
     tab.on("pageerror", lambda error: complaints.append(str(error)))
     tab.on("request", lambda request: complaints.append(request.url) if not request.url.startswith(own) else None)
@@ -81,9 +90,15 @@ def opened(browser: Any, address: str) -> Iterator[Any]:
 
 def until(tab: Any, condition: str) -> None:
     """Return when a condition holds in the page.  Playwright's own waiting evaluates a string: forbidden."""
-    for _ in range(100):
-        if tab.evaluate(condition):
-            return
+    from playwright.sync_api import Error
+
+    for _ in range(200):
+        try:
+            if tab.evaluate(condition):
+                return
+        except Error as error:  # the page is loading itself again
+            if "context was destroyed" not in str(error):
+                raise
         tab.wait_for_timeout(50)
     raise AssertionError(f"never came true: {condition}")
 
@@ -278,3 +293,144 @@ def test_a_print_is_complete(browser: Any, address: str) -> None:
     other.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert other.evaluate("[...document.querySelectorAll('[data-chart]')].every(c => c.querySelector('.cartesianlayer'))")
     other.close()
+
+
+# --- a survey
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of 14 models of two families."""
+    folder = tmp_path_factory.mktemp("survey")
+    names = [f"{family}_{i}" for i in range(7) for family in ("vit", "resnet")]
+    save(folder, [(name, name, "amam" if name.startswith("vit") else "cc cc") for name in names])
+    return write_report(folder).as_uri()
+
+
+@pytest.mark.browser
+def test_search_filter_and_sort_of_a_survey(browser: Any, survey: str) -> None:
+    tab, complaints = visit(browser, survey)
+    scroll_through(tab)
+    until(tab, DRAWN)
+    panels = "document.querySelector('[data-chart=fourier-0-0]').layout.annotations.map(a => a.text)"
+    assert tab.evaluate(panels) == ["<b>resnet (7)</b>", "<b>vit (7)</b>"]  # aggregates by family
+    assert "12 of 14 models are drawn" in tab.locator("[data-limited=fourier-1-0]").text_content()
+    tab.locator("[data-search]").fill("vit")
+    assert tab.locator("[data-shown]").text_content() == "7 of 14 models"
+    until(tab, "document.querySelector('[data-chart=fourier-1-0]').layout.annotations.length === 7")
+    assert tab.locator("[data-limited=fourier-1-0]").is_hidden()
+    assert tab.locator("#table-models tbody tr:visible").count() == 7
+    until(tab, "document.querySelector('#table-calibration-metrics')")
+    assert tab.locator("#table-calibration-metrics tbody tr:visible").count() == 7
+    name = tab.locator("#table-models thead").get_by_role("button", name="Model")
+    name.click()
+    name.click()
+    names = "document.querySelector('[data-chart=fourier-1-0]').layout.annotations.map(a => a.text)"
+    until(tab, f"{names}[0] === '<b>vit_6</b>'")  # in the order of the table
+    link = tab.evaluate("location.href")
+    other, _ = visit(browser, link)
+    assert other.locator("[data-shown]").text_content() == "7 of 14 models"
+    assert other.locator("#table-models tbody tr:visible th").first.text_content() == "vit_6"
+    other.close()
+    tab.locator("[data-word='1']").dispatch_event("click")
+    until(tab, "document.querySelector('#unit h3')?.textContent.includes('resnet_1')")
+    tab.locator("summary", has_text="Each of the 14").first.click()
+    until(tab, "document.querySelectorAll('details[open] li').length === 14")
+    assert tab.locator("details[open] li:visible").count() == 7
+    assert complaints == []
+    tab.close()
+
+
+@pytest.mark.browser
+def test_a_median_is_that_of_the_lines_of_a_family(browser: Any, survey: str) -> None:
+    """Of seven equal lines it is the line itself, also between its points."""
+    tab, _ = visit(browser, survey)
+    scroll_through(tab)
+    until(tab, DRAWN)
+    lines = tab.evaluate(
+        "document.querySelector('[data-chart=variance-0-0]').data.filter(t => t.xaxis === 'x2').map(t => [t.x, t.y])"
+    )
+    (x, y), (at, middle) = lines[0], lines[-1]
+    assert len(lines) == 8
+    assert middle == pytest.approx(np.interp(at, x, y))
+    tab.close()
+
+
+# --- for everybody
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_has_nothing_serious_to_say(browser: Any, address: str, survey: str, width: int, scheme: str) -> None:
+    axe = axe_script()
+    for page in (address, survey):
+        tab, _ = visit(browser, page, viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True)
+        scroll_through(tab)
+        until(tab, DRAWN)
+        tab.locator("[data-unit='0.1'], [data-word='0']").first.dispatch_event("click")
+        until(tab, "!document.querySelector('#unit').hidden")
+        tab.add_script_tag(content=axe)
+        violations = tab.evaluate(
+            "axe.run().then(found => found.violations.map(each => [each.impact, each.id, each.nodes.map(node => node.html)]))"
+        )
+        assert [each for each in violations if each[0] in ("serious", "critical")] == []
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        tab.close()
+
+
+def axe_script() -> str:
+    """axe-core, from the Python package that holds it."""
+    pytest.importorskip("axe_playwright_python")
+    return files("axe_playwright_python").joinpath("axe.min.js").read_text()
+
+
+@pytest.mark.browser
+def test_axe_would_find_a_fault(browser: Any, address: str) -> None:
+    tab, _ = visit(browser, address, bypass_csp=True)
+    tab.evaluate("document.querySelector('[data-csv]').textContent = ''")
+    tab.add_script_tag(content=axe_script())
+    assert "button-name" in tab.evaluate("axe.run().then(found => found.violations.map(each => each.id))")
+    tab.close()
+
+
+# --- served
+
+
+@pytest.mark.browser
+def test_a_served_page_follows_its_folder(browser: Any, made: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "study"))
+    shutil.move(folder / "resnet" / "lesion", tmp_path / "lesion")
+    with serving(folder) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        assert server.server_address[0] == "127.0.0.1"
+        address = f"http://127.0.0.1:{server.server_port}/"
+        tab, complaints = visit(browser, address)
+        assert tab.locator("[data-unit]").count() == 10
+        assert "resnet18: ○ not run" in " ".join(tab.locator("#lesion").text_content().split())
+        tab.locator("[data-switch='1']").uncheck()
+        tab.evaluate("window.before = true")
+        shutil.move(tmp_path / "lesion", folder / "resnet" / "lesion")
+        until(tab, "!window.before && 'unpacked' in document.documentElement.dataset")
+        assert "not run" not in tab.locator("#lesion").text_content()
+        assert not tab.locator("[data-switch='1']").is_checked()  # the address kept it
+        assert complaints == []
+        tab.close()
+        server.shutdown()
+
+
+def test_the_server_answers_this_machine_only_and_nothing_but_the_page(made: Path) -> None:
+    with serving(made) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+        def status(path: str, host: str | None = None) -> int:
+            connection = HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+            connection.request("GET", path, headers={"Host": host} if host else {})
+            return connection.getresponse().status
+
+        assert [status("/"), status("/version")] == [200, 200]
+        assert [status("/study.json"), status("/../study.json"), status("/resnet/fourier/rows.parquet")] == [404] * 3
+        assert status("/", host="example.org") == 403  # a foreign name that leads here
+        server.shutdown()
+    with pytest.raises(UserError, match="no folder"), serving(made / "none"):
+        pass

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pages import EVIDENCE, MODULE, NASTY, Reader, make_study, results_of, save_results, with_spectra
+from pages import EVIDENCE, MODULE, NASTY, Reader, make_study, results_of, with_spectra
 from torch import nn
 
 from backlight.analyses.catalog import CATALOG, calibration, fourier, lesion, variance

@@ -27,7 +27,7 @@ def absence(study: Study, model: int, analysis: str) -> Absence:
     for sentence in study.absent:
         if sentence.startswith(begin):
             told = sentence.removeprefix(begin)
-            state = next((state for state in get_args(State) if told.startswith(state)), "failed")
+            state: State = next((state for state in get_args(State) if told.startswith(state)), "failed")
             return Absence(model, state, told.removeprefix(state).lstrip(": "))
     broken = next((sentence for sentence in study.absent if f"/{analysis} is not a complete result" in sentence), "")
     own = broken.startswith(f"{study.models[model].name}/")
@@ -43,9 +43,6 @@ def states(study: Study) -> list[list[tuple[str, str]]]:
     """Of each model and analysis of the page: the state, "done" if there is a result, and why."""
     found = {(each.model, name): each for name in study.analyses for each in absences(study, name)}
     return [
-        [
-            (each.state, each.reason) if (each := found.get((i, name))) is not None else ("done", "")
-            for name in study.analyses
-        ]
+        [(each.state, each.reason) if (each := found.get((i, name))) is not None else ("done", "") for name in study.analyses]
         for i in range(len(study.models))
     ]

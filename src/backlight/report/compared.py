@@ -11,7 +11,7 @@ from typing import Any
 from backlight.comparing.compare import Comparison, compare_models
 from backlight.comparing.readers import described, read
 from backlight.errors import UserError
-from backlight.report import words
+from backlight.report import samples, words
 from backlight.report.sections.section import Chart
 from backlight.report.survey import MANY
 from backlight.results.result import Result, Row
@@ -21,6 +21,8 @@ from backlight.study.folder import Model, Study
 SHOWN = 8
 #: Pairs on a page, and numbers of units with a chart for each.
 PAIRS, CHARTED = 4, ("delta", "log_variance", "accuracy_change", "neighbour_cka")
+#: How the name of a snapshot tells its step; `backlight train` saves OUT/snapshots/STEP.
+SNAPSHOT = re.compile(r"(?:snapshots?|epochs?|steps?|iter(?:ation)?s?|checkpoints?|ckpt)[-_=/]?(\d+|init)\b", re.IGNORECASE)
 #: Snapshots that make a trend, and the numbers with a panel.
 LEAST = 3
 TRENDS = ("accuracy", "nll", "ece", "delta_change", "mean_accuracy_change", "nmi", "rise", "log_largest_eigenvalue", "nep")
@@ -71,7 +73,7 @@ def table_of(comparison: Comparison) -> list[dict[str, Any]]:
             "minor": i >= SHOWN,
             "title": each.title, "unit": each.unit, "first": words.number(each.first), "second": words.number(each.second),
             "difference": words.interval(each.value, each.low, each.high), "verdict": each.verdict,
-            "over": f"{words.counted(each.count, each.over.removesuffix('s'), each.over)}{'' if each.paired else ', not paired'}",
+            "over": words.counted(each.count, words.ONE_OF[each.over], each.over) + ("" if each.paired else ", not paired"),
         }
         for i, each in enumerate(ordered)
     ]  # fmt: skip
@@ -99,28 +101,26 @@ def _unit_rows(pairs: Sequence[tuple[int, int, Comparison]]) -> Iterator[tuple[i
         ]  # fmt: skip
 
 
-def steps_of(names: Sequence[str]) -> list[float] | None:
-    """The steps of snapshots, whose names differ in one number only; None of other names.
+def snapshot_of(name: str) -> tuple[str, float] | None:
+    """The training and the step of a model that is named as a snapshot; None of another one, such as one of several seeds.
 
-    >>> steps_of(["vit-epoch1", "vit-epoch10", "vit-epoch100"]), steps_of(["resnet18", "vit16"])
-    ([1.0, 10.0, 100.0], None)
+    >>> [snapshot_of(name) for name in ("runs/vit/snapshots/50", "vit-epoch10", "vit-seed2")]
+    [('runs/vit/#', 50.0), ('vit-#', 10.0), None]
     """
-    numbers = [re.findall(r"\d+(?:\.\d+)?", name) for name in names]
-    around = {re.sub(r"\d+(?:\.\d+)?", "#", name) for name in names}
-    if len(around) > 1:
+    match = SNAPSHOT.search(name)
+    if match is None:
         return None
-    different = [values for values in zip(*numbers, strict=True) if len(set(values)) > 1]
-    return [float(value) for value in different[0]] if len(different) == 1 else None
+    return name[: match.start()] + "#" + name[match.end() :], 0.0 if match[1] == "init" else float(match[1])
 
 
 def _trend_rows(models: Sequence[Model]) -> Iterator[tuple[int, list[Row]]]:
     """The numbers of entire models over the steps of a training, if there are snapshots of one."""
-    groups: dict[tuple[object, str], list[int]] = {}
+    groups: dict[object, list[tuple[int, float]]] = {}
     for i, model in enumerate(models):
-        groups.setdefault((_word(model), re.sub(r"\d+(?:\.\d+)?", "#", model.name)), []).append(i)
+        if (known := snapshot_of(model.name)) is not None:
+            groups.setdefault((_word(model), known[0]), []).append((i, known[1]))
     for members in groups.values():
-        steps = steps_of([models[i].name for i in members]) if len(members) >= LEAST else None
-        for i, step in zip(members, steps or (), strict=False):
+        for i, step in members if len(members) >= LEAST else ():
             yield i, [row | {"at": step} for result in models[i].results.values() for row in _entire(result)]
 
 
@@ -131,8 +131,9 @@ def _entire(result: Result) -> Iterator[Row]:
             if number.quantity in TRENDS and not number.place and number.unit is None:
                 quantity = described(number.quantity)
                 title = series.title or quantity.title
+                about = {"quantity": f"{result.analysis}/{number.quantity}", "over": samples.images_of(result)}
                 ends = (series.scale * series.ends[:, k]).tolist()
-                yield {
+                yield about | {
                     "title": f"{title} ({quantity.unit})" if quantity.unit else title,
                     **dict(zip(("value", "value_low", "value_high"), ends, strict=True)),
                 }
@@ -143,5 +144,7 @@ def _charts(tables: dict[str, list[list[Row] | None]]) -> Iterator[Chart]:
         alt = "Numbers of entire models over the steps of training, a panel a number, with 95% intervals."
         yield Chart("trend", TREND, "Over the steps of training", alt, y="value")
     if UNITS in tables:
-        alt = "Differences of units, a panel a number and pair of models, with 95% intervals; the table of rows has every number."
+        alt = (
+            "Differences of units, a panel a number and pair of models, with 95% intervals; the table of rows has every number."
+        )
         yield Chart("differences", UNITS, "Differences of units, second model less first", alt, y="difference")

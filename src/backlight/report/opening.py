@@ -56,7 +56,9 @@ def _by_statement(findings: Iterable[Finding]) -> list[list[Finding]]:
 def _strongest(groups: list[list[Finding]], most: int) -> list[list[Finding]]:
     """The groups with a decided finding: first those in which models differ, then by strength, one an analysis."""
     decided = [group for group in groups if any(_counts_as_decided(finding) for finding in group)]
-    ordered = sorted(decided, key=lambda group: (-_contrast(group), -_of_the_paper(group), -max(strength(f.claim) for f in group)))
+    ordered = sorted(
+        decided, key=lambda group: (-_contrast(group), -_of_the_paper(group), -max(strength(f.claim) for f in group))
+    )
     return list({group[0].analysis: group for group in reversed(ordered)}.values())[::-1][:most]
 
 
@@ -117,7 +119,9 @@ def _counts(decided: Sequence[Finding]) -> str:
 
 def _accuracy(study: Study) -> Sentence | None:
     """The accuracy of each model, or the range of many."""
-    rows = [(model.name, result, row) for model in study.models for result, row in _accuracies(model.results.get("calibration"))]
+    rows = [
+        (model.name, result, row) for model in study.models for result, row in _accuracies(model.results.get("calibration"))
+    ]
     if not rows:
         return None
     over = samples.over([result for _, result, _ in rows])
@@ -144,13 +148,16 @@ def _most_needed(study: Study) -> Sentence | None:
         for model in study.models
         if (result := model.results.get("lesion")) is not None
         for row in result.table
-        if row["unit"] >= 0 and row.get("lesion", "unit") == "unit" and row.get("accuracy_change") is not None
+        if row["lesion"] == "unit" and row.get("accuracy_change") is not None
     ]
     if not losses:
         return None
     row, name, result = min(losses, key=lambda loss: loss[0]["accuracy_change"])
     if row["accuracy_change_high"] >= 0:
         return None
-    change = words.interval(*(row[f"accuracy_change{end}"] for end in ("", "_low", "_high")), scale=100)
+    change = words.interval(row["accuracy_change"], row["accuracy_change_low"], row["accuracy_change_high"], scale=100)
     unit = f"unit {row['unit']} ({row['kind']}) of {name}"
-    return Sentence(f"The most needed unit is {unit}: without it accuracy changes by {change} points ({samples.images_of(result)}).", "lesion")
+    return Sentence(
+        f"The most needed unit is {unit}: without it accuracy changes by {change} points ({samples.images_of(result)}).",
+        "lesion",
+    )

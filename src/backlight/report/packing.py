@@ -37,9 +37,7 @@ class Packed:
 
 
 def packed(tables: Tables, drawn: Collection[str], budget: int = BUDGET) -> dict[str, Packed]:
-    """Each table compressed.  While all are larger than the budget, the largest that is not drawn goes, then the largest loses a
-    level.
-    """
+    """Each table compressed, reduced until all fit: those that are not drawn go first, then the largest loses a level."""
     small = {name: _at_level(table, 0) for name, table in tables.items()}
     while sum(len(each.text) for each in small.values()) > budget:
         left = {name: len(each.text) for name, each in small.items() if each.level < LAST}

@@ -50,11 +50,24 @@ ROWS_SHOWN = 100
 #: Characters of the text that describes a chart to those who do not see it.
 ALT = 700
 #: The parts of the page's script, in this order.
-SCRIPTS = ("data", "words", "charts", "surfaces", "compared", "families", "drawing", "units", "models", "export", "state", "start")
+SCRIPTS = (
+    "data",
+    "words",
+    "charts",
+    "surfaces",
+    "compared",
+    "families",
+    "drawing",
+    "units",
+    "models",
+    "export",
+    "state",
+    "start",
+)
 
 
-def html(study: Study, *, live: bool = False) -> str:
-    """The page of a study.  ``live``: of `backlight report --serve`, which loads itself again when the folder changes."""
+def html(study: Study, *, live: str = "") -> str:
+    """The page of a study.  ``live``: its version, if it is served and loads itself again when the server has another one."""
     environment = Environment(
         loader=PackageLoader("backlight.report", "web"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -98,7 +111,7 @@ def html(study: Study, *, live: bool = False) -> str:
         chips=CHIPS,
         css=Markup(_own("page.css")),  # ours, as is the script: no word of a user's is in them
         script=Markup(script),
-        policy=policy([script, gzip.decompress(bundle).decode()], live=live),
+        policy=policy([script, gzip.decompress(bundle).decode()], live=bool(live)),
         chunks=[(name, Markup(text)) for name, text in _once(chunks)],
         plotly=Markup(packing.gzipped(bundle)),
         live=live,

@@ -1,4 +1,4 @@
-"""Over what a number is: how many images of which split.  The same name, such as NLL, stands for numbers over different images."""
+"""Over what a number is: how many images of which split.  One name, such as NLL, stands for numbers over different images."""
 
 from __future__ import annotations
 

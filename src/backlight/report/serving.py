@@ -17,6 +17,8 @@ from backlight.study.folder import read_study
 
 #: Only programs of this machine reach it.
 HOST = "127.0.0.1"
+#: While there is no result.
+WAITING = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="3"><title>Backlight</title><p>{}'
 #: Of a folder, what a page is made from.
 FILES = ("study.json", "*/units.json", "*.reason.json", "*/*.reason.json", "result.json", "*/result.json", "*/*/result.json")
 
@@ -46,15 +48,14 @@ class Pages:
         with self.lock:
             version = version_of(self.folder)
             if self.made[0] != version:
-                self.made = version, self._page()
+                self.made = version, self._page(version)
             return self.made[1]
 
-    def _page(self) -> str:
+    def _page(self, version: str) -> str:
         try:
-            return html(checked(read_study(self.folder)), live=True)
+            return html(checked(read_study(self.folder)), live=version)
         except UserError as error:
-            sentence = markup.escape(first_line(error))
-            return f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="3"><title>Backlight</title><p>{sentence}'
+            return WAITING.format(markup.escape(first_line(error)))
 
 
 def handler(pages: Pages, port: int) -> type[BaseHTTPRequestHandler]:

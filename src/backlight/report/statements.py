@@ -68,6 +68,10 @@ def rows(study: Study, findings: Iterable[Finding]) -> list[Row]:
     """Every finding as a row, with its models by number and its numbers in words: what the page downloads and lists."""
     numbers = {model.name: i for i, model in enumerate(study.models)}
     return [
-        {**finding.row(), **entry(finding, numbers, study.models[numbers[finding.models[0]]].results), "verdict": finding.claim.verdict}
+        {
+            **finding.row(),
+            **entry(finding, numbers, study.models[numbers[finding.models[0]]].results),
+            "verdict": finding.claim.verdict,
+        }
         for finding in findings
     ]

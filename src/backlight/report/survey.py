@@ -24,7 +24,8 @@ def survey(study: Study, models: Sequence[Mapping[str, Any]], decided: Sequence[
     statement = {finding.claim.id: finding.claim for finding in about}
     return {
         "columns": [
-            {"id": id, "title": statement[id].statement.rstrip("."), "unit": words.unit_of(statement[id].quantity)} for id in common
+            {"id": id, "title": statement[id].statement.rstrip("."), "unit": words.unit_of(statement[id].quantity)}
+            for id in common
         ],
         "rows": [
             {**model, "effects": [_effect(by_model.get((model["name"], id))) for id in common], "absent": _absent(study, i)}
@@ -37,7 +38,9 @@ def survey(study: Study, models: Sequence[Mapping[str, Any]], decided: Sequence[
 
 
 def _effect(finding: Finding | None) -> dict[str, str]:
-    return {"text": words.measured(finding.claim), "verdict": finding.claim.verdict} if finding else {"text": "–", "verdict": ""}
+    return (
+        {"text": words.measured(finding.claim), "verdict": finding.claim.verdict} if finding else {"text": "–", "verdict": ""}
+    )
 
 
 def _absent(study: Study, i: int) -> int:

@@ -47,7 +47,7 @@ def metrics(results: Results) -> Metrics | None:
 
 def singles(result: Result) -> list[Row]:
     """The rows of single units, without heads and pairs."""
-    return [row for row in result.table if row["unit"] >= 0 and row.get("lesion", "unit") == "unit"]
+    return [row for row in result.table if row["lesion"] == "unit"]
 
 
 def _position(summary: list[Row], position: str, kinds: str) -> str:
@@ -59,7 +59,7 @@ def _position(summary: list[Row], position: str, kinds: str) -> str:
 
 
 def _pairs(result: Result | None) -> list[Row]:
-    return [row for row in result.table if row.get("lesion") == "pair"] if result is not None else []
+    return [row for row in result.table if row["lesion"] == "pair"] if result is not None else []
 
 
 def _strongest(result: Result | None) -> str:
@@ -104,7 +104,7 @@ SECTION = Section(
         "The letters under the bars are the units in order (a attention, c convolution, m MLP), dotted lines separate "
         "stages, and if an interval contains zero these images do not show whether the unit is needed."
     ),
-    needs=("unit", "kind", "stage", "module"),
+    needs=("unit", "kind", "stage", "module", "lesion"),
     figures=figures,
     metrics=metrics,
     derived={"lesion/units": singles},

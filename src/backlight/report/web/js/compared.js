@@ -3,8 +3,8 @@
 const firstRows = (rows, column) => [...new Map(rows.map((row) => [row[column], row])).values()];
 
 /** Panels with names of their own, each with its own vertical axis. */
-function panelsOf(names, colours, width, least, across) {
-  const layout = panels(colours, names.map((name, index) => ({ name, index })), { subtitles: [] }, width, least, { x: { zeroline: false, title: heading(across) }, y: { zeroline: true } });
+function panelsOf(names, subtitles, colours, width, least, across) {
+  const layout = panels(colours, names.map((name, index) => ({ name, index })), { subtitles }, width, least, { x: { zeroline: false, title: heading(across) }, y: { zeroline: true } });
   names.forEach((_, i) => {
     const tag = i ? i + 1 : "";
     delete layout[`yaxis${tag}`].matches;
@@ -28,22 +28,22 @@ Object.assign(CHARTS, {
         text: rows.map((row) => named(model, row, chart)),
       }];
     });
-    const names = each.map(({ model, title, less }) => (shown.length > 1 ? `${model.name} less ${less}: ${title}` : title));
-    return { data, layout: panelsOf(names, colours, width, 330, "Unit, or part of the depth") };
+    const pairs = each.map(({ model, less }) => `${model.name} less ${less}`);
+    return { data, layout: panelsOf(each.map(({ title }) => title), pairs, colours, width, 330, "Unit, or part of the depth") };
   },
 
   /** A number of snapshots over the steps of training, a panel a number. */
   trend(chart, shown, colours, width) {
     const rows = shown.flatMap((model) => rowsOf(chart.table, model).map((row) => ({ ...row, model })));
-    const titles = firstRows(rows, "title").map((row) => row.title);
-    const data = titles.flatMap((title, i) => {
-      const line = rows.filter((row) => row.title === title).sort((a, b) => a.at - b.at);
+    const each = firstRows(rows, "quantity");
+    const data = each.flatMap(({ quantity }, i) => {
+      const line = rows.filter((row) => row.quantity === quantity).sort((a, b) => a.at - b.at);
       return [{
         ...INFO, xaxis: `x${i + 1}`, yaxis: `y${i + 1}`, x: line.map((row) => row.at), y: pick(line, chart.y, 1), mode: "lines+markers",
         line: { color: colours.of("ink"), width: 2 }, error_y: errors(line, chart, { color: colours.of("soft"), thickness: 1.2, width: 0 }),
         text: line.map((row) => `<b>${plain(row.model.name)}</b><br>${figure(row.value)} [${figure(row.value_low)}, ${figure(row.value_high)}]`),
       }];
     });
-    return { data, layout: panelsOf(titles, colours, width, 330, "Step in the name of the snapshot") };
+    return { data, layout: panelsOf(each.map(({ title }) => title), each.map(({ over }) => over), colours, width, 330, "Step in the name of the snapshot") };
   },
 });

@@ -17,10 +17,9 @@ unpackTheRest();
 
 /** A page that is served loads itself again when its folder changes; the address keeps what is shown. */
 if (document.body.hasAttribute("data-live")) {
-  let version = null;
+  const version = document.body.dataset.live;
   setInterval(async () => {
     const now = await fetch("version").then((answer) => answer.text()).catch(() => version);
-    if (version !== null && now !== version) location.reload();
-    version = now;
+    if (now !== version) location.reload();
   }, 2000);
 }
