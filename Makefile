@@ -47,7 +47,7 @@ lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	  --no-emit-index-url --no-emit-find-links pyproject.toml --group dev --extra hf --extra wds --extra corruptions --extra tensorboard -c requirements.lock -o requirements-dev.lock
+	  --no-emit-index-url --no-emit-find-links pyproject.toml --group dev --extra hf --extra wds --extra corruptions --extra tensorboard --extra ray -c requirements.lock -o requirements-dev.lock
 
 clean:
 	rm -rf .venv demo

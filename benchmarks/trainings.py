@@ -16,7 +16,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from backlight.models.sources.saved import describe
+from backlight.model_names.saved import describe
 from backlight.numerics.student import student
 from backlight.progress import Display
 from backlight.recipes import recipe

@@ -25,9 +25,10 @@ from backlight.buildup.result import Buildup, gain_over_both, over_both
 from backlight.buildup.rule import Search, Trial, candidates, replaceable_units
 from backlight.buildup.search import Bench, BuildupRun, buildup_to_folder
 from backlight.errors import UserError
+from backlight.model_names.saved import describe
 from backlight.models.cost import parameters
 from backlight.models.sources.load import load_model
-from backlight.models.sources.saved import describe, save_model
+from backlight.models.sources.saved import save_model
 from backlight.models.surgery.hybridize import gates
 from backlight.numerics.proportions import paired_difference_interval
 from backlight.progress import Progress

@@ -81,6 +81,17 @@ def test_two_models_by_name_are_measured_and_compared(run, tmp_path: Path) -> No
     assert of_folder[1] == out  # the stored results give the same differences
 
 
+def test_a_snapshot_is_compared_with_the_trained_model(run, tmp_path: Path) -> None:
+    words = [TINY, "--data", "fashion", "--limit", 200, "--epochs", 1, "--snapshots", "init", "--out", tmp_path / "run"]
+    assert run("train", *words)[0] == 0
+    places = tmp_path / "run" / "snapshots" / "init", tmp_path / "run"
+    code, out, _ = run("compare", *places, "--limit", 20, "--analyses", "variance", "-q")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0
+    assert any(float(row["difference"]) for row in rows)
+    assert all(row["interval"] == "paired" for row in rows)
+
+
 def test_json_holds_the_same_rows(run, folders: Path) -> None:
     code, out, _ = run("compare", folders / "base", folders / "worse", "--json")
     rows = {row["id"]: row for row in json.loads(out)}

@@ -23,7 +23,7 @@ from backlight.claims.comparisons import share_difference, student_difference
 from backlight.comparing.compare import Comparison, compare, models_in
 from backlight.comparing.differences import Difference, NotComparable, differences
 from backlight.comparing.pairing import aligned, part_weights
-from backlight.comparing.readers import READERS, read
+from backlight.comparing.readers import READERS, read, scalars
 from backlight.errors import UserError
 from backlight.numerics.bootstrap import counts, mean_interval
 from backlight.numerics.calibration import Scores, summary
@@ -252,6 +252,16 @@ def test_eigenvalues_are_paired_by_mini_batch() -> None:
     assert (each.count, each.over) == (12, "mini-batches")
 
 
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_the_numbers_of_a_model_have_the_names_of_its_differences(two: list[Model], analysis: str) -> None:
+    result = two[1].results[analysis]
+    numbers = scalars(result)
+    entire = {each.id: each for each in differences(result, result) if not each.number.place}
+    assert numbers.keys() == entire.keys()
+    for id, number in numbers.items():
+        assert number * (100 if entire[id].unit == "percentage points" else 1) == pytest.approx(entire[id].first)
+
+
 def test_two_intervals_add_in_quadrature() -> None:
     interval = difference_interval((0.2, 0.1, 0.5), (0.3, 0.29, 0.31))
     assert [float(x) for x in interval] == pytest.approx([0.1, 0.1 - math.hypot(0.01, 0.3), 0.1 + math.hypot(0.01, 0.1)])
@@ -390,3 +400,15 @@ def test_a_result_of_scores_of_another_time_still_has_its_rows() -> None:
     results: list[Result] = [Calibration("x", table, [], about(bins=10)) for _ in range(2)]
     (each,) = differences(*results)
     assert (each.id, each.paired, each.value) == ("calibration/ece", False, 0)
+
+
+def test_a_comparison_is_a_line_and_in_a_notebook_a_table(two: list[Model]) -> None:
+    comparison = compare(replace(two[0], name="<b>x</b>"), two[1])
+    assert repr(comparison) == (
+        f"<{two[1].name} against <b>x</b>: {len(comparison.decided())} of {len(comparison.differences)} numbers differ>"
+    )
+    html = comparison._repr_html_()
+    shown = [each for each in comparison.differences if not each.number.place or each.decided]
+    assert html.count("<tr>") == len(shown) + 1
+    assert "<b>" not in html
+    assert comparison["calibration/nll"].title == "NLL"

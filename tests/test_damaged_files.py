@@ -25,8 +25,9 @@ from backlight.buildup.search import BuildupRun
 from backlight.data.parquet import hub_class_names
 from backlight.errors import UserError
 from backlight.files import PartialResults
+from backlight.model_names.saved import BUNDLED, SavedModel, describe
 from backlight.models.sources.load import load_model
-from backlight.models.sources.saved import BUNDLED, SavedModel, describe, save_model
+from backlight.models.sources.saved import save_model
 from backlight.recipes import FASHION
 from backlight.records import SHA256, Damaged, Record, digest, encoded, read_record
 from backlight.results.claim import Claim
@@ -34,8 +35,9 @@ from backlight.results.result import Result, ResultFile
 from backlight.study.cells import Reason, folder_name, load, stored
 from backlight.study.config import read_config
 from backlight.study.folder import ModelUnits, StudyRequest, UnitRow, read_study
+from backlight.study.outcome import Outcome
 from backlight.study.plan import plan
-from backlight.study.run import Outcome, run_study
+from backlight.study.run import run_study
 from backlight.study.settings import StudySettings
 from backlight.training.checkpoints import Manifest, read_checkpoint, write_checkpoint
 from backlight.training.run import Run

@@ -26,7 +26,8 @@ from backlight import offline as offline_module
 from backlight.data import cifar, folders, image_set, parquet, sampling, timm_readers
 from backlight.data import loading as data_module
 from backlight.data.image_set import as_arrays
-from backlight.data.loading import FASHION, dataset, default_workers, load_data
+from backlight.data.loading import dataset, default_workers, load_data
+from backlight.data.opening import FASHION
 from backlight.data.preprocessing import preprocessing
 from backlight.data.sampling import stratified
 from backlight.errors import Unavailable, UserError

@@ -10,7 +10,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from backlight.models.sources.saved import describe
+from backlight.model_names.saved import describe
 from backlight.recipes import recipe
 from backlight.training.run import Run
 from backlight.training.run_folder import train_to_folder

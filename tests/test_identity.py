@@ -17,14 +17,15 @@ from PIL import Image
 
 from backlight.analyses.catalog import CATALOG
 from backlight.errors import UserError
+from backlight.model_names.code import code_sha256
 from backlight.models.sources.load import load_model, save_model
 from backlight.results.result import Result
-from backlight.study import run as study_run
+from backlight.study import loaded as study_loaded
 from backlight.study.cells import LONGEST, folder_name, load
-from backlight.study.code import code_sha256
-from backlight.study.identity import source_sha256
+from backlight.study.model_identity import source_sha256
+from backlight.study.outcome import Outcome
 from backlight.study.plan import plan
-from backlight.study.run import Outcome, run_study
+from backlight.study.run import run_study
 from backlight.study.settings import StudySettings
 
 SMALL = StudySettings(limit=20, resamples=20, pretrained=False)
@@ -162,7 +163,7 @@ def test_a_model_trained_again_is_measured_again_and_an_unchanged_one_is_not_loa
     after, line = measured(name, out, shared)
     assert nll(after) != before
     assert f"with other weights of {name}: it is measured again" in line
-    monkeypatch.setattr(study_run, "load_model", None)
+    monkeypatch.setattr(study_loaded, "load_model", None)
     assert measured(name, out, shared)[0].skipped
     content = (tmp_path / "mine" / "model.safetensors").read_bytes()
     (tmp_path / "mine" / "model.safetensors").write_bytes(content[:-4] + b"####")
@@ -172,7 +173,7 @@ def test_a_model_trained_again_is_measured_again_and_an_unchanged_one_is_not_loa
 
 def test_a_registered_model_is_not_loaded_to_be_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured(TINY, tmp_path)
-    monkeypatch.setattr(study_run, "load_model", None)
+    monkeypatch.setattr(study_loaded, "load_model", None)
     assert measured(TINY, tmp_path)[0].skipped
 
 
@@ -181,8 +182,8 @@ def test_other_versions_of_packages_are_looked_into(tmp_path: Path, monkeypatch:
     measured(TINY, tmp_path)
     monkeypatch.setattr("backlight.study.identity.versions", lambda: {"torch": "99"})
     assert measured(TINY, tmp_path)[0].skipped
-    changed = study_run.load_model
-    monkeypatch.setattr(study_run, "load_model", lambda name, **about: changed(name, **{**about, "seed": 5}))
+    changed = study_loaded.load_model
+    monkeypatch.setattr(study_loaded, "load_model", lambda name, **about: changed(name, **{**about, "seed": 5}))
     outcome, line = measured(TINY, tmp_path)
     assert not outcome.skipped
     assert "with other weights" in line

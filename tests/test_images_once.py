@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from backlight.data.loading import load_data, open_data
+from backlight.data.loading import load_data
+from backlight.data.opening import open_data
 from backlight.errors import UserError
 
 

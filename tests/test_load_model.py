@@ -17,11 +17,12 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from backlight.errors import Unavailable, UserError
+from backlight.model_names import saved
+from backlight.model_names.spec import SOURCES, parse
 from backlight.models.architectures.alternet import AlterNet
-from backlight.models.sources import hub, saved
+from backlight.models.sources import hub
 from backlight.models.sources.load import BUILDERS, list_names, load_model
 from backlight.models.sources.saved import save_model
-from backlight.models.sources.spec import SOURCES, parse
 from backlight.models.sources.torchvision import preprocessing, torchvision_names
 from backlight.offline import SWITCHES
 from backlight.records import encoded

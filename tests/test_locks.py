@@ -22,12 +22,13 @@ from test_run_folder import QUICK, RUN, train_in
 from backlight.errors import UserError
 from backlight.files import draft_name
 from backlight.locks import Busy, locked
-from backlight.models.sources.saved import describe
+from backlight.model_names.saved import describe
 from backlight.results.result import Result
 from backlight.study.cells import folder_name, load, write_record
 from backlight.study.folder import StudyRequest, read_request, store_request
+from backlight.study.outcome import Outcome
 from backlight.study.plan import plan
-from backlight.study.run import Outcome, run_study
+from backlight.study.run import run_study
 from backlight.study.settings import StudySettings
 
 HOLD = """

@@ -26,8 +26,8 @@ from scipy import stats
 from backlight.cli.main import main
 from backlight.data.loading import dataset
 from backlight.errors import UserError
+from backlight.model_names.saved import describe
 from backlight.models.sources.load import load_model
-from backlight.models.sources.saved import describe
 from backlight.numerics.student import student
 from backlight.progress import Progress
 from backlight.recipes import FASHION

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TINY, TINY_ALTERNATING
@@ -19,7 +22,9 @@ from backlight.errors import UserError
 from backlight.settings import options
 from backlight.study.cells import folder_name, load
 from backlight.study.config import read_config
+from backlight.study.estimate import SAVING, Probe, estimate, images_of
 from backlight.study.folder import read_study
+from backlight.study.model_list import expanded, models_in
 from backlight.study.plan import plan
 from backlight.study.run import run_study
 from backlight.study.settings import StudySettings
@@ -151,21 +156,56 @@ def test_a_model_without_units_is_measured_where_it_can_be(tmp_path: Path) -> No
     assert "has no residual units" in outcomes["fourier"].error
 
 
-def planned(run, *words: object) -> list[str]:
+def planned(run, *words: object) -> list[tuple[str, str, str]]:
     code, out, _ = run("study", *words, "--plan")
     assert code == 0
-    return out.splitlines()[1:]
+    return [(row["model"], row["analysis"], row["out"]) for row in csv.DictReader(out.splitlines())]
+
+
+def test_a_plan_says_what_cells_will_take_and_the_study_how_good_that_was(run, tmp_path: Path) -> None:
+    words = ["--models", TINY, "resnet5", "--analyses", "variance", "calibration", "lesion", "landscape", "--no-pretrained"]
+    words += ["--limit", "40", "--out", str(tmp_path / "runs")]
+    code, out, err = run("study", *words, "--plan")
+    assert code == 0
+    assert "resnet5 variance: cannot be tried: there is no model 'resnet5'" in err
+    assert "nothing was run" in err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["estimates.json"]
+    rows = {(row["model"], row["analysis"]): row for row in csv.DictReader(out.splitlines())}
+    assert {row["images"] for (model, _), row in rows.items() if model == TINY} == {"40"}
+    assert {a: rows[TINY, a]["passes"] for a in ("variance", "lesion", "landscape")} == {
+        "variance": "1", "lesion": "4", "landscape": "441",  # three units; a grid of 21 by 21
+    }  # fmt: skip
+    assert rows["resnet5", "lesion"]["minutes"] == ""
+    assert 100 < float(rows[TINY, "lesion"]["memory_mb"]) < 8000
+    code, _, err = run("study", *words[:1], TINY, *words[3:])
+    assert code == 0
+    assert re.search(r"4 cells took \d.* s, estimated were .* s; half of the cells took", err)
+
+
+def test_the_estimate_grows_with_images_settings_and_units() -> None:
+    probe = Probe(seconds=0.5, megabytes=10.0, units=7)
+
+    def minutes(analysis: str, limit: int = 100, **settings: Any) -> float:
+        (cell,) = plan([TINY], {analysis: settings}, replace(SMALL, limit=limit))
+        return estimate(cell, probe).minutes - SAVING / 60
+
+    assert minutes("variance") == pytest.approx(100 * 0.5 / 60)
+    assert minutes("variance", limit=200) == pytest.approx(2 * minutes("variance"))
+    assert minutes("lesion") == pytest.approx(8 * minutes("variance"))
+    assert minutes("noise", frequencies=(0.1, 0.5), severities=(0.1,)) == pytest.approx(3 * minutes("variance"))
+    assert minutes("landscape", grid=5) == pytest.approx(25 * minutes("variance"))
+    (cell,) = plan([TINY], {"hessian": {"batches": 2}}, SMALL)
+    assert images_of(cell) == 2 * 16
 
 
 def test_a_plan_runs_nothing_and_a_file_says_the_same_as_flags(run, tmp_path: Path) -> None:
     file = tmp_path / "study.toml"
-    file.write_text(f'models = ["{TINY}"]\nanalyses = ["variance"]\nlimit = 4\nout = "{tmp_path}/runs"\n')
-    assert planned(run, file) == [f"{TINY},variance,{tmp_path}/runs"]
-    assert planned(run, "--models", TINY, "--analyses", "variance", "--out", f"{tmp_path}/runs") == planned(run, file)
-    assert planned(run, file, "--models", "a", "b", "--analyses", "lesion") == [
-        f"a,lesion,{tmp_path}/runs", f"b,lesion,{tmp_path}/runs",
-    ]  # fmt: skip
-    assert not (tmp_path / "runs").exists()
+    file.write_text(f'models = ["{TINY}"]\nanalyses = ["variance"]\nlimit = 4\npretrained = false\nout = "{tmp_path}/runs"\n')
+    out = f"{tmp_path}/runs"
+    assert planned(run, file) == [(TINY, "variance", out)]
+    assert planned(run, "--models", TINY, "--analyses", "variance", "--no-pretrained", "--out", out) == planned(run, file)
+    assert planned(run, file, "--models", "a", "b", "--analyses", "lesion") == [("a", "lesion", out), ("b", "lesion", out)]
+    assert not (tmp_path / "runs" / "study.json").exists()
 
 
 def test_a_file_sets_every_option_of_every_analysis(tmp_path: Path) -> None:
@@ -313,3 +353,32 @@ def test_two_files_do_not_correct_one_model(tmp_path: Path) -> None:
         file.write_text(f'model = "{TINY}"\n')
     with pytest.raises(UserError, match=r"second.toml: model is .*first.toml corrects already"):
         plan([TINY], {"fourier": {}}, shared_of(first, second))
+
+
+def test_models_come_from_a_file_and_from_patterns(run, tmp_path: Path) -> None:
+    file = tmp_path / "models.txt"
+    file.write_text(f"# mine\n{TINY}  # the small one\n\ntimm:test_vit*?img_size=32\ntorchvision:resnet*\ndemo-*\n")
+    names = [*expanded(["resnet18", *models_in(file)])]
+    assert names[:2] == ["resnet18", TINY]
+    assert {"test_vit?img_size=32", "test_vit2?img_size=32", "torchvision:resnet50", "demo-cnn"} <= set(names)
+    assert not [name for name in names if "*" in name or "segmentation" in name]
+    assert len(names) == len(set(names))
+    words = ["--analyses", "variance", "--no-pretrained", "--limit", "4", "--out", tmp_path / "runs"]
+    file.write_text("demo-c*\n")
+    assert [model for model, *_ in planned(run, "--models", TINY, "--models-file", file, *words)] == [TINY, "demo-cnn"]
+
+
+@pytest.mark.parametrize(
+    ("models", "sentence"),
+    [
+        ("timm:conwnext*", "no model fits 'timm:conwnext*'"),
+        ("tim:convnext*", "a pattern is over timm:, torchvision: or the models of the package; did you mean timm?"),
+        ("demo-xxx*", "no model fits 'demo-xxx*'"),
+    ],
+)
+def test_a_pattern_that_fits_nothing_is_one_sentence(run, tmp_path: Path, models: str, sentence: str) -> None:
+    code, out, err = run("study", "--models", models, "--out", tmp_path / "runs", "--plan")
+    assert (code, out) == (2, "")
+    assert sentence in err
+    (tmp_path / "empty").write_text("# nothing\n")
+    assert run("study", "--models-file", tmp_path / "empty", "--out", tmp_path / "runs", "--plan")[0] == 2

@@ -26,10 +26,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import backlight
 from backlight.cli.main import main
 from backlight.errors import UserError
+from backlight.model_names.saved import describe
 from backlight.models.architectures.alternet import AlterNet, attention_branch
 from backlight.models.architectures.window_attention import WindowAttention
 from backlight.models.sources.load import load_model
-from backlight.models.sources.saved import describe, save_model
+from backlight.models.sources.saved import save_model
 from backlight.models.surgery.hybridize import drop_original, gates, hybridize, set_gates, smooth, surgery_of, with_surgery
 from backlight.models.surgery.modules import Blend, Placeholder, from_grid
 from backlight.records import encoded

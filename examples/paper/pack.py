@@ -17,7 +17,8 @@ from analyse import read_moments
 from series import HERE, Planned
 
 from backlight.files import write_atomic
-from backlight.models.sources.saved import DESCRIPTION, FOR_TIMM, WEIGHTS, describe
+from backlight.model_names.saved import DESCRIPTION, WEIGHTS, describe
+from backlight.models.sources.saved import FOR_TIMM
 from backlight.records import encoded, sha256_of
 
 PACKED = HERE / "weights"

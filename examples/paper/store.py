@@ -11,7 +11,7 @@ from analyse import training_of, with_results
 from write import HOURS, STORED
 
 from backlight.files import write_atomic
-from backlight.models.sources.saved import DESCRIPTION, describe
+from backlight.model_names.saved import DESCRIPTION, describe
 from backlight.study.folder import REQUEST, UNITS
 
 OMITTED = shutil.ignore_patterns(".*", "*.png", "*.pdf")

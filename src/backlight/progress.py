@@ -62,15 +62,22 @@ def quiet(event: Progress | str) -> None:
     """Show nothing."""
 
 
+@dataclass
+class Shown:
+    """One work that a display shows."""
+
+    started: float
+    shown: float
+    task: Any = None  # its bar
+
+
 class Display:
-    """Shows events on standard error.  A context manager, so that a bar ends when the work does."""
+    """Shows events on standard error, several works at once.  A context manager: the bars end when the work does."""
 
     def __init__(self) -> None:
         self.terminal = sys.stderr is not None and sys.stderr.isatty()
-        self.what: str | None = None
-        self.started = self.shown = time.monotonic()
+        self.works: dict[str, Shown] = {}
         self.bar: Any = None
-        self.task: Any = None
 
     def __enter__(self) -> Show:
         return self.show
@@ -84,31 +91,32 @@ class Display:
         if isinstance(event, str):
             self.bar.console.print(event, markup=False, highlight=False) if self.bar else print_error(event)
             return
-        if event.what != self.what:
-            self.what, self.started, self.shown = event.what, time.monotonic(), time.monotonic()
-            self.task = None
-        self._show_bar(event) if self.terminal else self._show_line(event)
+        now = time.monotonic()
+        if event.what not in self.works:
+            self.works[event.what] = Shown(now, now)
+        self._show_bar(event) if self.terminal else self._show_line(event, self.works[event.what])
 
     def _show_bar(self, event: Progress) -> None:
         if self.bar is None:
             self.bar = _bar()
             self.bar.start()
+        work = self.works[event.what]
         text = ": ".join(filter(None, (event.what, event.text)))
-        if self.task is None:
-            self.task = self.bar.add_task(text, total=event.steps)
-        self.bar.update(self.task, completed=event.step, total=event.steps, description=text)
+        if work.task is None:
+            work.task = self.bar.add_task(text, total=event.steps)
+        self.bar.update(work.task, completed=event.step, total=event.steps, description=text)
 
-    def _show_line(self, event: Progress) -> None:
+    def _show_line(self, event: Progress, work: Shown) -> None:
         now = time.monotonic()
         name = f"{event.what}: " if event.what else ""
         if event.step == 0 and event.unit == "steps" and event.what:  # long ones
             print_error(f"{name}{event.steps} steps")
         elif event.step == event.steps:
-            elapsed = f" in {clock(now - self.started)}" if not event.text else f", {event.text}"
+            elapsed = f" in {clock(now - work.started)}" if not event.text else f", {event.text}"
             print_error(f"{name}{event.steps} {event.unit}{elapsed}")
-        elif now - self.shown > PAUSE:
-            self.shown = now
-            left = (now - self.started) / max(1, event.step) * (event.steps - event.step)
+        elif now - work.shown > PAUSE:
+            work.shown = now
+            left = (now - work.started) / max(1, event.step) * (event.steps - event.step)
             print_error(f"{name}{event.step} of {event.steps} {event.unit}, {event.text or f'{clock(left)} left'}")
 
 

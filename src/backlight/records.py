@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -144,7 +145,7 @@ def _instance(value: Any, kind: Any, where: str) -> Any:
     """The dataclass with these fields."""
     if not isinstance(value, dict):
         raise Misfit(f"{where} is {shown(value)}, and no object")
-    types, own = get_type_hints(kind), {field.name: field for field in fields(kind)}
+    types, own = types_of(kind), {field.name: field for field in fields(kind)}
     if unknown := value.keys() - own.keys():
         raise Misfit(f"{where} has an entry {shown(min(unknown))}, which does not belong there")
     absent = [name for name, f in own.items() if name not in value and f.default is f.default_factory is MISSING]
@@ -154,6 +155,12 @@ def _instance(value: Any, kind: Any, where: str) -> Any:
         return kind(**{name: conforming(item, types[name], name) for name, item in value.items()})
     except UserError as error:
         raise Misfit(str(error)) from error
+
+
+@cache
+def types_of(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields."""
+    return get_type_hints(kind)
 
 
 def shown(value: Any) -> str:

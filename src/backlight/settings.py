@@ -10,6 +10,7 @@ import numbers
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from backlight.errors import UserError, did_you_mean
@@ -180,5 +181,11 @@ TYPE_WORDS = {
 
 def options(settings: type[Settings]) -> tuple[Option, ...]:
     """The fields of a class of settings."""
+    kind: Any = settings  # mypy: the class of a frozen dataclass is not hashable
+    return _options(kind)
+
+
+@cache
+def _options(settings: Any) -> tuple[Option, ...]:
     hints = get_type_hints(settings)
     return tuple(Option(f.name, hints[f.name], f.default, f.metadata) for f in fields(settings) if f.metadata)

@@ -23,6 +23,15 @@ BINS = 10
 Track = Callable[[Iterable[Any]], Iterable[Any]]
 
 
+#: (settings, number of units) -> forward passes over the images; a backward pass counts as two.
+Passes = Callable[[Any, int], float]
+
+
+def one_pass(settings: Any, units: int) -> float:
+    """Of an analysis that reads one forward pass."""
+    return 1
+
+
 @dataclass(frozen=True)
 class NoSettings(Settings):
     """Of an analysis that has none of its own."""
@@ -91,6 +100,7 @@ class Analysis:
     training_loss: TrainingLoss | None = None
     shards: bool = False  # several processes can each compute a part, into one folder
     by_default: bool = False  # a study runs it unless told otherwise
+    passes: Passes = one_pass
     version: int = 1  # one more with each change of its numbers: results of another version are measured again
 
     @property
@@ -116,6 +126,10 @@ class Analysis:
     def kinds(self) -> list[type[Settings]]:
         """Its own settings, and with the training loss those of its batches."""
         return [self.settings, *((BatchSettings, AugmentationSettings) if self.training_loss else ())]
+
+    def passes_of(self, values: Mapping[str, Any], units: int) -> float:
+        """About how many forward passes over its images it takes with these settings, for a model of so many units."""
+        return self.passes(self.settings(**{option.name: values[option.name] for option in self.own_options()}), units)
 
     def checked(self, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         """All its settings, those that are not among ``values`` at their defaults.  Errors: UserError, as `Settings.of`."""

@@ -38,9 +38,10 @@ from backlight.data.preprocessing import preprocessing as image_format
 from backlight.data.preprocessing import pretrained_cfg_of
 from backlight.errors import UserError
 from backlight.files import write_atomic
+from backlight.model_names.saved import DESCRIPTION, WEIGHTS, SavedModel, describe, saved_folder
 from backlight.models.cost import parameters
 from backlight.models.sources.load import load_model
-from backlight.models.sources.saved import DESCRIPTION, PREPROCESSING, WEIGHTS, SavedModel, describe, saved_folder
+from backlight.models.sources.saved import PREPROCESSING
 from backlight.models.surgery.hybridize import drop_original, hybridize, surgery_of
 from backlight.numerics.student import student
 from backlight.progress import Progress, clock

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,8 +16,11 @@ from backlight.analyses.entry import Analysis
 from backlight.cli.options import AsJson, Given, Models, Out, Overwrite, Quiet, shard_numbered, takes
 from backlight.cli.output import display, print_csv, print_json, say, write
 from backlight.errors import UserError
+from backlight.progress import clock
 from backlight.study.config import BY_DEFAULT, Config, read_config
-from backlight.study.plan import plan
+from backlight.study.engines.resources import engine_by_default
+from backlight.study.model_list import expanded, models_in
+from backlight.study.plan import Cell, plan
 from backlight.study.settings import StudySettings
 
 DEMO = Path(__file__).parents[1] / "assets" / "demo.toml"
@@ -33,6 +38,10 @@ def add_to(app: typer.Typer) -> None:
     app.command("report", help="Write one HTML page about a folder of results.\n\nExample: backlight report runs")(
         report_command
     )
+    app.command(
+        "collect",
+        help="Write all rows of a folder of results as one table, parquet and CSV.\n\nExample: backlight collect runs",
+    )(collect_command)
     app.command(
         "demo",
         help="Analyse three small trained models on real images and write a page.\n\nExample: backlight demo --out demo",
@@ -103,12 +112,24 @@ def study_command(
     given: Given,
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A TOML file; see docs/study.md.")] = None,
     *,
-    models: Annotated[list[str] | None, typer.Option(metavar="MODEL...", help="Models by name.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL...", help="Models by name; 'timm:convnext*' is every name that fits.")
+    ] = None,
+    models_file: Annotated[Path | None, typer.Option(metavar="FILE", help="More models, one a line.")] = None,
     analyses: Annotated[
         list[str] | None, typer.Option(metavar="ANALYSIS...", help=f"Default: {', '.join(BY_DEFAULT)}.")
     ] = None,
     out: Out = None,
-    plan_only: Annotated[bool, typer.Option("--plan", help="Print the cells, and run nothing.")] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Print the cells with what each will take, from a timed batch a model; run nothing.")
+    ] = False,
+    engine: Annotated[
+        str | None, typer.Option(metavar="ENGINE", help="here, processes:N or ray:N; default: by cores and GPUs.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="With --engine ray: join this cluster.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="End a worker whose cell takes longer; the cell has failed.")
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -116,9 +137,10 @@ def study_command(
     config = read_config(file) if file is not None else Config(analyses={name: {} for name in BY_DEFAULT})
     shared = StudySettings(**{**config.shared, **given[StudySettings]})
     requested = {entry(name).name: config.analyses.get(name, {}) for name in analyses} if analyses else config.analyses
+    models = [*(models or ()), *(models_in(models_file) if models_file else ())]
     if models:
         requested = {name: {key: own[key] for key in own if key != "models"} for name, own in requested.items()}
-    models = models or list(config.models)
+    models = expanded(models or list(config.models))
     if not models:
         raise UserError("a study needs models: --models NAME NAME ...")
     folder = out or (Path(config.out) if config.out else None)
@@ -126,13 +148,51 @@ def study_command(
         raise UserError("a study needs a folder for its results: --out DIR")
     cells = plan(models, requested, shared)
     if plan_only:
-        print_csv([{"model": cell.model, "analysis": cell.analysis, "out": str(folder)} for cell in cells])
+        print_plan(cells, folder)
         return
-    failed = run_and_tell(models, requested, shared, folder, overwrite=overwrite, quiet=quiet)
-    say(f"{folder} is written; {outcome(folder)}; next: backlight claims {folder}, backlight report {folder}")
-    if failed:
+    how = {"engine": engine or engine_by_default(), "address": address, "timeout": timeout, "overwrite": overwrite}
+    took: dict[tuple[str, str], float] = {}
+    states = run_and_tell(models, requested, shared, folder, quiet=quiet, took=took, **how)
+    print_accuracy(folder, took)
+    following = f"next: backlight claims {folder}, backlight report {folder}"
+    if states["there already"] == len(cells):
+        say(f"{folder} has all {len(cells)} cells already; {following}")
+        return
+    say(f"{folder} is written; {outcome(folder)}; {following}")
+    if failed := states["failed"]:
         say(f"{failed} of {len(cells)} cells failed; the same command tries them again")
         raise SystemExit(5)
+
+
+def print_plan(cells: Sequence[Cell], folder: Path) -> None:
+    """A row a cell with what it will take, and the sum; nothing is measured."""
+    from backlight.study.estimate import estimates, store_estimates
+
+    rows, known = [], []
+    for each in estimates(cells):
+        say(f"{each.model} {each.analysis}: {f'cannot be tried: {each.why}' if each.why else f'about {minutes(each.minutes)}'}")
+        known += [] if each.why else [each]
+        shown = {name: "" if math.isnan(value) else f"{value:.4g}" for name, value in each.numbers().items()}
+        rows.append({"model": each.model, "analysis": each.analysis, "out": str(folder), **shown})
+    print_csv(rows)
+    if known:
+        total, disk = sum(each.minutes for each in known), sum(each.disk for each in known)
+        highest = max(each.megabytes for each in known)
+        say(f"about {minutes(total)} one after another, {highest:.0f} MB of memory, {disk:.0f} MB of disk; nothing was run")
+        store_estimates(folder, known)
+
+
+def minutes(value: float) -> str:
+    """Minutes as people read them."""
+    return clock(value * 60)
+
+
+def print_accuracy(folder: Path, took: Mapping[tuple[str, str], float]) -> None:
+    """How good the estimates of an earlier ``--plan`` were, for what was measured now: cell -> seconds."""
+    from backlight.study.accuracy import accuracy
+
+    if took and (sentence := accuracy(folder, took)):
+        say(sentence)
 
 
 def outcome(folder: Path) -> str:
@@ -148,20 +208,26 @@ def outcome(folder: Path) -> str:
 
 def run_and_tell(
     models: Sequence[str], analyses: Mapping[str, Mapping[str, Any]], shared: StudySettings, out: Path, *,
-    overwrite: bool = False, quiet: bool = False, keep_going: bool = True,
-) -> int:  # fmt: skip
-    """Run a study with a line a cell; the number of cells that failed."""
+    quiet: bool = False, took: dict[tuple[str, str], float] | None = None, **how: Any,
+) -> Counter[str]:  # fmt: skip
+    """Run a study with a line a cell; how many cells were there already, and how many failed.
+
+    ``took`` gets the seconds of each cell that was measured.  ``how``: as `run_study`.
+    """
     from backlight.study.run import run_study
 
-    failed = 0
+    states: Counter[str] = Counter()
     with display(quiet) as show:
-        running = run_study(models, analyses, shared, out, keep_going=keep_going, overwrite=overwrite, show=show)
+        running = run_study(models, analyses, shared, out, show=show, **how)
         with closing(running):  # type: ignore[type-var]
             for done in running:
-                failed += done.failed
+                states["failed"] += done.failed
+                states["there already"] += done.skipped
+                if took is not None and done.seconds and not done.error:
+                    took[done.model, done.analysis] = done.seconds
                 if not quiet or done.failed:
                     (say if quiet else show)(f"{done.model} {done.analysis}: {done.state}")
-    return failed
+    return states
 
 
 def report_command(
@@ -196,6 +262,22 @@ def serve_page(folder: Path, port: int) -> None:
     with serving(folder, port) as server:
         say(f"the page of {folder} is at http://127.0.0.1:{server.server_port}/ ; Ctrl-C ends it")
         server.serve_forever(poll_interval=0.2)
+
+
+def collect_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that --out of an analysis or a study names.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .csv or .parquet file; default: FOLDER/collected.* of both kinds.")
+    ] = None,
+) -> None:
+    """Print the files."""
+    from backlight.study.collect import collect
+
+    collected = collect(folder, out)
+    for sentence in collected.left_out:
+        say(f"left out: {sentence}")
+    say(f"{collected.rows} rows of {collected.cells} results")
+    write("".join(f"{file}\n" for file in collected.files))
 
 
 def demo_command(

@@ -138,7 +138,7 @@ def models_command(
 
 def data_command(as_json: AsJson = False) -> None:
     """A row a data set."""
-    from backlight.data.loading import NAMES
+    from backlight.data.opening import NAMES
 
     print_described(NAMES, "data", as_json)
 

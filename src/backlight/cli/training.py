@@ -110,8 +110,9 @@ def hybridize_command(
     """Print the model before and after."""
     from backlight.cli.lists import units_of
     from backlight.files import atomic_folder, refuse_unwritable
+    from backlight.model_names.saved import describe, saved_folder
     from backlight.models.cost import parameters
-    from backlight.models.sources.saved import describe, save_model, saved_folder
+    from backlight.models.sources.saved import save_model
     from backlight.models.surgery import hybridize as surgery
     from backlight.tracing.find import units as find_units
     from backlight.tracing.tap import spell

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from backlight.analyses.catalog import CATALOG
 from backlight.claims.comparisons import difference_of_means
 from backlight.comparing.differences import Difference, NotComparable, cautions, corrected, differences
-from backlight.errors import UserError
+from backlight.errors import UserError, did_you_mean
 from backlight.results.result import DOCUMENT, Result
 from backlight.study.cells import load
 from backlight.study.folder import Model, read_study, units_in
@@ -22,7 +23,7 @@ from backlight.study.folder import Model, read_study, units_in
 Measured = Result | str | Path | Model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """All differences between two models, the second less the first, with Holm's correction over all of them."""
 
@@ -43,6 +44,37 @@ class Comparison:
     def decided(self) -> list[Difference]:
         """The differences that are decided after Holm's correction, those with the smallest p-value first."""
         return sorted((each for each in self.differences if each.decided), key=lambda each: each.adjusted)
+
+    def __getitem__(self, name: str) -> Difference:
+        """The difference of this id, ``calibration/ece``, or of an id without its analysis, ``ece``.
+
+        Errors: UserError for a name that none or several have; NotComparable if its analysis did not measure both alike.
+        """
+        fitting = [each for each in self.differences if name in (each.id, each.id.partition("/")[2])]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise UserError(f"{name!r} is the name of several: {', '.join(each.id for each in fitting)}; give one of them")
+        if (analysis := name.partition("/")[0]) in self.refused:
+            raise NotComparable(self.refused[analysis])
+        known = [text for each in self.differences for text in (each.id, each.id.partition("/")[2])]
+        raise UserError(f"no number is called {name!r}{did_you_mean(name, known)}; there are {', '.join(self._names())}")
+
+    def _names(self) -> list[str]:
+        """The ids of the entire models' numbers, then one of each that has several places."""
+        placed = {(each.analysis, each.number.quantity): each.id for each in self.differences if each.number.place}
+        return [*(each.id for each in self.of_model()), *placed.values()]
+
+    def __repr__(self) -> str:
+        """What was compared, and how much differs."""
+        return f"<{self.second} against {self.first}: {len(self.decided())} of {len(self.differences)} numbers differ>"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the numbers of the entire models, and of the others those that differ."""
+        shown = [each for each in self.differences if not each.number.place or each.decided]
+        head = "".join(f"<th>{escape(name)}</th>" for name in ("", self.first, self.second, "difference", "95% interval", ""))
+        rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(each))}</tr>" for each in shown)
+        return f"<p>{escape(repr(self)[1:-1])}</p><table><tr>{head}</tr>{rows}</table>"
 
 
 def compare(
@@ -82,6 +114,13 @@ def compare_models(first: Model, second: Model, *, same_images: bool = False) ->
     if len(refused) == len(pairs):
         raise NotComparable("; ".join(refused.values()))
     return Comparison(first.name, second.name, corrected(every), refused, tuple(dict.fromkeys(some)))
+
+
+def _cells(each: Difference) -> list[str]:
+    place = f", {each.number.place}" if each.number.place else ""
+    unit = f" ({each.unit})" if each.unit else ""
+    numbers = [f"{each.first:.4g}", f"{each.second:.4g}", f"{each.value:+.3g}", f"{each.low:+.3g} to {each.high:+.3g}"]
+    return [f"{each.analysis}: {each.title}{place}{unit}", *numbers, each.verdict]
 
 
 # --- several models on each side

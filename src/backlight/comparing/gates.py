@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backlight.comparing.compare import Comparison
-from backlight.comparing.differences import Difference, NotComparable
-from backlight.errors import UserError, did_you_mean
+from backlight.comparing.differences import Difference
+from backlight.errors import UserError
 
 FORM = re.compile(r"\s*(?P<name>[^<>=]+?)\s*(?P<side>[<>])\s*(?P<limit>[+-]?[0-9.]+(?:e[+-]?[0-9]+)?)\s*", re.IGNORECASE)
 EXAMPLE = "--fail-on 'ece>+0.01', --fail-on 'accuracy<-0.5'"
@@ -59,39 +58,10 @@ def check(comparison: Comparison, limit: Threshold, *, point: bool = False) -> C
     """The threshold against the interval's near end, so that it fails only if the whole interval is beyond the limit.
 
     ``point``: against the estimate.
-    Errors: UserError for a name that no difference has, or an interval that is not known; NotComparable if the analysis of the
-    name was not measured alike.
+    Errors: as `Comparison.__getitem__`; UserError if the interval is not known.
     """
-    difference = named(comparison, limit.name)
+    difference = comparison[limit.name]
     reached = difference.value if point else difference.low if limit.above else difference.high
     if not math.isfinite(reached):
         raise UserError(f"{difference.id} has no interval over {difference.count} {difference.over}: use more, or --point")
     return Check(limit, difference, reached)
-
-
-def named(comparison: Comparison, name: str) -> Difference:
-    """The difference of this id, or of this id without its analysis.  Errors: UserError, NotComparable."""
-    every = comparison.differences
-    fitting = [each for each in every if name in (each.id, each.id.partition("/")[2])]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise UserError(
-            f"--fail-on {name!r} is the name of several: {', '.join(each.id for each in fitting)}; give one of them"
-        )
-    analysis = name.partition("/")[0]
-    if analysis in comparison.refused:
-        raise NotComparable(comparison.refused[analysis])
-    raise UserError(f"--fail-on {name!r}: there is no such number{hint(name, every)}; there are {', '.join(whole(every))}")
-
-
-def hint(name: str, every: Sequence[Difference]) -> str:
-    """Half a sentence with the names most like this one."""
-    return did_you_mean(name, [text for each in every for text in (each.id, each.id.partition("/")[2])])
-
-
-def whole(every: Sequence[Difference]) -> list[str]:
-    """The ids of the entire models' numbers, then one of each that has several places."""
-    ids = [each.id for each in every if not each.number.place]
-    placed = {(each.analysis, each.number.quantity): each.id for each in every if each.number.place}
-    return [*ids, *placed.values()]

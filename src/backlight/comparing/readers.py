@@ -88,6 +88,12 @@ def read(result: Result) -> list[Series]:
     return [*READERS.get(result.analysis, of_table)(result), *of_claims(result)]
 
 
+def scalars(result: Result) -> dict[str, float]:
+    """The finite numbers of the entire model, ANALYSIS/QUANTITY -> number as it is stored: accuracies are fractions."""
+    numbers = ((number, value) for series in read(result) for number, value in zip(series.numbers, series.ends[0], strict=True))
+    return {f"{result.analysis}/{n.quantity}": float(value) for n, value in numbers if not n.place and np.isfinite(value)}
+
+
 def _samples(quantity: str, places: Sequence[Number], array: Array, paired: Paired, **about: Any) -> Series:
     return sampled(places, array, paired, scale=described(quantity).scale, **about)
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from backlight.data.class_names import as_outputs_of
 from backlight.data.given_classes import GivenClasses
 from backlight.data.image_set import ImageSet
-from backlight.data.loading import dataset, source_record
+from backlight.data.loading import dataset
+from backlight.data.opening import source_record
 from backlight.data.preprocessing import preprocessing
 from backlight.data.sampling import at_least_one
 from backlight.data.training_batches import training_batch

@@ -15,7 +15,6 @@ from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
-from torch.utils.data import Dataset, IterableDataset
 
 from backlight.errors import UserError, first_line
 
@@ -44,7 +43,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet(Dataset[tuple[Image.Image, int]]):
+class ImageSet:
     """One split, or a subset of it: item i is (PIL image, label).
 
     Shapes: labels and rows (N,); `rows` are the row numbers of the images within the split.
@@ -85,7 +84,7 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
 
 
 @dataclass(frozen=True, eq=False)
-class Stream(IterableDataset[tuple[Image.Image, int]]):
+class Stream:
     """One split that can only be read in its own order.
 
     A pass that gives another number of images than the set promises raises a UserError, because timm's readers leave out

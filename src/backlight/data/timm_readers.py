@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
-from torch.utils.data import IterableDataset
 
 from backlight.data.image_set import ImageSet, Stream, image_set, numbered, spellings
 from backlight.errors import Unavailable, UserError, first_line
@@ -102,6 +101,7 @@ def timm_dataset(name: str, split: str, **settings: Any) -> tuple[str, Any]:
     Errors: Unavailable if the set is not available, UserError if the split does not exist.
     """
     from timm.data import create_dataset
+    from torch.utils.data import IterableDataset
 
     reasons = []
     for spelling in spellings(split):

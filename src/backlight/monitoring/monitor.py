@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from backlight.analyses.together import Requested, checked, measured_together
+from backlight.comparing.readers import scalars
 from backlight.errors import UserError
 from backlight.monitoring.untouched import untouched
-from backlight.results.result import Result
 
 #: What the numbers of a step are given to: (name -> number, step).
 Log = Callable[[Mapping[str, float], int], None]
@@ -107,9 +107,3 @@ def batches_of(images_and_labels: tuple[Tensor, Tensor] | Iterable[Any], batch_s
             "a monitor reads its images many times, and an iterator can be read once: give tensors, a list or a loader"
         )
     return images_and_labels
-
-
-def scalars(result: Result) -> dict[str, float]:
-    """The numbers of a result, ANALYSIS/NAME -> number: of its claims, and of its rows if each is a metric."""
-    metrics = {f"{result.analysis}/{row['metric']}": row["value"] for row in result.table if "metric" in row}
-    return metrics | {claim.id: claim.value for claim in result.claims}

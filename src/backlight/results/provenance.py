@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import nn
 
 from backlight.devices import device_of, dtype_of
+from backlight.results.versions import versions
 from backlight.tracing.corrections import corrections_of
 from backlight.tracing.repeat import caution_of
 
@@ -42,17 +42,6 @@ def provenance(model: nn.Module, data: Iterable[Any], *, images: int, **settings
         "dtype": str(dtype_of(model)).removeprefix("torch."),
         "versions": versions(),
     }
-
-
-def versions() -> Mapping[str, str]:
-    """Versions of what the numbers depend on."""
-    installed = {"python": platform.python_version()}
-    for package in ("backlight", "torch", "torchvision", "timm", "numpy"):
-        try:
-            installed[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return installed
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -118,19 +118,24 @@ class ResultFile(Record):
             raise UserError(f"files must be {ROWS} and, if there are arrays, {ARRAYS}")
 
 
-def read_result(folder: Path) -> tuple[ResultFile, list[Row], dict[str, np.ndarray]]:
-    """Document, table and arrays of the result in a folder.
+def read_document(folder: Path) -> tuple[ResultFile, dict[str, bytes]]:
+    """The document of the result in a folder, and the contents of its other files.
 
     Errors: Damaged if a file is missing, or is not what was written; UserError if the folder holds no result.
     """
+    document = read_record(folder / DOCUMENT, ResultFile)
+    if document is None:
+        raise UserError(f"{folder} holds no result of Backlight: there is no {DOCUMENT}")
+    return document, {name: read_verified(folder / name, sha256) for name, sha256 in document.files.items()}
+
+
+def read_result(folder: Path) -> tuple[ResultFile, list[Row], dict[str, np.ndarray]]:
+    """Document, table and arrays of the result in a folder.  Errors: as `read_document`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from safetensors.numpy import load
 
-    document = read_record(folder / DOCUMENT, ResultFile)
-    if document is None:
-        raise UserError(f"{folder} holds no result of Backlight: there is no {DOCUMENT}")
-    contents = {name: read_verified(folder / name, sha256) for name, sha256 in document.files.items()}
+    document, contents = read_document(folder)
     rows = pq.read_table(pa.BufferReader(contents[ROWS])).to_pylist()
     table = [{key: value for key, value in row.items() if key != "model"} for row in rows]
     arrays = load(contents[ARRAYS]) if ARRAYS in contents else {}

@@ -17,8 +17,9 @@ from urllib.parse import quote
 from backlight.analyses.catalog import entry
 from backlight.errors import UserError
 from backlight.files import refuse_foreign, write_atomic
+from backlight.model_names.place import place_of
 from backlight.records import Record, encoded, plain, read_record, sha256_of
-from backlight.results.result import DOCUMENT, Result, read_result
+from backlight.results.result import DOCUMENT, Result, ResultFile, read_document, read_result
 from backlight.study.plan import Cell
 
 if TYPE_CHECKING:
@@ -74,8 +75,6 @@ def folder_name(model: str) -> str:
     >>> folder_name("torchvision:resnet50")
     'torchvision%3Aresnet50'
     """
-    from backlight.study.identity import place_of
-
     name, place = quote(model, safe="=(),", errors="surrogateescape"), place_of(model)
     fits = 0 < len(name) <= LONGEST and not name.startswith(".") and not name.endswith((".json", ".html"))
     if fits and place is None and model == model.lower():
@@ -94,8 +93,8 @@ def result_folder(folder: Path, cell: Cell) -> Path:
     return home_of(folder, cell) / cell.analysis
 
 
-def stored(folder: Path, cell: Cell, *, overwrite: bool = False) -> Result | None:
-    """The result of a cell that is there already; None if there is none, or if it is to be overwritten.
+def stored(folder: Path, cell: Cell, *, overwrite: bool = False) -> ResultFile | None:
+    """The document of a cell that is there already; None if there is none, or if it is to be overwritten.
 
     Errors: Damaged if it cannot be used; UserError if it answers another request, or if the folder holds something else.
     """
@@ -103,13 +102,13 @@ def stored(folder: Path, cell: Cell, *, overwrite: bool = False) -> Result | Non
     refuse_foreign(path)
     if overwrite or not (path / DOCUMENT).exists():
         return None
-    result = load(path)
-    before, now = dict(result.provenance.get("request", {})), request_of(cell)
+    document, _ = read_document(path)
+    before, now = dict(document.provenance.get("request", {})), request_of(cell)
     keys = [key for key in {**now, **before} if before.get(key) != now.get(key)]
     if keys:
         differences = [f"{key} {before.get(key)!r}, not {now.get(key)!r}" for key in keys[:3]]
         raise UserError(f"{path} was made with {'; '.join(differences)}: choose another --out, or --overwrite")
-    return result
+    return document
 
 
 def not_applicable(folder: Path, cell: Cell) -> Reason | None:

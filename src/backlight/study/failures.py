@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -49,3 +51,13 @@ def batch_size_that_fits(model: nn.Module, images: Tensor) -> int:
         else:
             return size
     return 0
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong in a line; for a fault of ours, with the place in the code."""
+    if isinstance(error, UserError):
+        return str(error)
+    if ran_out := shortage(error):
+        return ran_out
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"

@@ -15,9 +15,9 @@ from backlight.data.preprocessing import pretrained_cfg_of, with_pretrained_cfg
 from backlight.data.sampling import stratified
 from backlight.data.training_images import SMALL, TrainingImages, training_images
 from backlight.errors import UserError, first_line
+from backlight.model_names.saved import saved_folder
+from backlight.model_names.spec import parse, with_arguments
 from backlight.models.sources.load import load_model
-from backlight.models.sources.saved import saved_folder
-from backlight.models.sources.spec import parse, with_arguments
 from backlight.recipes import Recipe, stretched
 from backlight.records import Record, plain
 from backlight.tracing.trace import evaluating

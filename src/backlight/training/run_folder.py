@@ -32,7 +32,8 @@ from backlight.devices import device_named, first_process, local_device
 from backlight.errors import UserError
 from backlight.files import clear_drafts, refuse_foreign, unwritable, write_atomic
 from backlight.locks import LOCK, locked
-from backlight.models.sources.saved import DESCRIPTION, SavedModel, describe, save_model
+from backlight.model_names.saved import DESCRIPTION, SavedModel, describe
+from backlight.models.sources.saved import save_model
 from backlight.numerics.student import student
 from backlight.progress import Progress, clock
 from backlight.records import R, encoded, read_record

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     settings=CorruptionSettings,
     result="Corruption",
     needs=("images", "labels"),
+    passes=lambda s, units: 1 + len(s.corruptions) * len(s.severities),
     example="demo-cnn demo-vit --data fashion --limit 200 --out runs",
 )
 def corruption(

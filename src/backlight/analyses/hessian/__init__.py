@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from backlight.files import PartialResults
 
 
+#: Hessian-vector products for the largest 5 eigenvalues of a mini-batch, and what one costs in forward passes.
+PRODUCTS, PRODUCT = 30, 5
+
+
 @analysis(
     question="Are some of the largest Hessian eigenvalues of the training loss negative, and how sharp is the loss?",
     paper="figures 1b, 4, 6",
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     needs=("images", "labels"),
     data=("fashion", "train"),
     training_loss=TrainingLoss(batch_size=16, images=320, size_matters=True),
+    passes=lambda s, units: 1 + PRODUCT * (PRODUCTS if not s.paper else 100 * s.top),
     example="demo-cnn demo-vit --data fashion --batches 8 --out runs",
 )
 def hessian(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     result="Lesion",
     needs=("images", "labels"),
     by_default=True,
+    passes=lambda s, units: 1 + units + s.pairs,
     example="demo-alternet --data fashion --limit 500 --out runs",
 )
 def lesion(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     needs=("images", "labels", "snapshots"),
     data=("fashion", "train"),
     training_loss=TrainingLoss(batch_size=64, images=512),
+    passes=lambda s, units: 1 + len(s.snapshots) + s.grid**2,
     example="runs/mine --snapshots runs/mine-1 runs/mine-10 --data fashion --out runs",
 )
 def trajectory(

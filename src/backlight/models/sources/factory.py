@@ -18,7 +18,7 @@ from torch import nn
 
 from backlight.data.preprocessing import pretrained_cfg_of, with_pretrained_cfg
 from backlight.errors import Unavailable, UserError, did_you_mean
-from backlight.models.sources.spec import SOURCES, ModelSpec, reporting_bad_arguments
+from backlight.model_names.spec import SOURCES, ModelSpec, reporting_bad_arguments
 
 #: Arguments that describe the preprocessing, if the factory does not take them itself.
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")

@@ -14,8 +14,8 @@ from torch import nn
 
 from backlight.data.preprocessing import with_pretrained_cfg
 from backlight.errors import Unavailable, UserError, first_line
+from backlight.model_names.spec import ModelSpec, reporting_bad_arguments
 from backlight.models.sources.hub import fetching, hub_or_cache
-from backlight.models.sources.spec import ModelSpec, reporting_bad_arguments
 
 # Pillow's codes, which image processors store -> timm's words
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}

@@ -23,14 +23,15 @@ from torch import nn
 
 from backlight.data.preprocessing import pretrained_cfg_of, with_built_size, with_pretrained_cfg
 from backlight.errors import Unavailable, UserError, did_you_mean
+from backlight.model_names.saved import bundled_names, describe, saved_folder
+from backlight.model_names.spec import ModelSpec, parse, reporting_bad_arguments
 from backlight.models.architectures.alternet import CIFAR_100, IMAGENET, AlterNet
 from backlight.models.cost import macs, parameters
 from backlight.models.sources.factory import from_factory
 from backlight.models.sources.hub import fetching, from_address, from_hub
 from backlight.models.sources.hugging_face import from_hugging_face
 from backlight.models.sources.paper_checkpoints import official_model
-from backlight.models.sources.saved import bundled_names, describe, load_weights, save_model, saved_folder, with_recipe_of
-from backlight.models.sources.spec import ModelSpec, parse, reporting_bad_arguments
+from backlight.models.sources.saved import load_weights, save_model, with_recipe_of
 from backlight.models.sources.torchvision import from_torchvision, torchvision_names
 from backlight.models.surgery.hybridize import with_surgery
 from backlight.results.provenance import mark_untrained

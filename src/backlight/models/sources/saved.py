@@ -7,9 +7,7 @@ of its own values, so a file that was changed, and two that do not belong togeth
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +18,14 @@ from torch import nn
 from backlight.data.preprocessing import pretrained_cfg_of
 from backlight.errors import Unavailable, UserError
 from backlight.files import write_atomic
-from backlight.models.sources.spec import ModelSpec, parse
+from backlight.model_names.saved import DESCRIPTION, WEIGHTS, SavedModel, describe, saved_folder
+from backlight.model_names.spec import ModelSpec, parse
 from backlight.models.surgery.hybridize import surgery_of
 from backlight.recipes import Recipe
-from backlight.records import Damaged, Record, encoded, read_record, read_verified, sha256_of
+from backlight.records import Damaged, encoded, read_verified, sha256_of
 
-DESCRIPTION, WEIGHTS, FOR_TIMM = "model.json", "model.safetensors", "config.json"
+FOR_TIMM = "config.json"
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-BUNDLED = Path(__file__).parents[2] / "assets" / "models"  # the models of the demo
-
-
-@dataclass(frozen=True)
-class SavedModel(Record):
-    """What ``model.json`` holds."""
-
-    record = "model"
-    version = 1
-
-    model: str  # the MODEL from which the architecture is built
-    num_classes: int | None
-    preprocessing: dict[str, Any]
-    classes: list[str] | None = None
-    surgery: list[Any] = field(default_factory=list)
-    weights_sha256: str | None = None  # None: an architecture without weights
-    test: dict[str, list[float]] = field(default_factory=dict)  # metric -> value, low, high
-    seconds: float | None = None  # of its training
-    facts: dict[str, Any] = field(default_factory=dict)  # what else is known of its training
 
 
 def save_model(
@@ -112,14 +92,6 @@ def for_timm(spec: ModelSpec, description: SavedModel) -> dict[str, Any] | None:
     return {"architecture": architecture, **classes, "model_args": arguments, "pretrained_cfg": description.preprocessing}
 
 
-def describe(folder: Path) -> SavedModel:
-    """The contents of ``model.json``.  Errors: UserError if it cannot be read."""
-    description = read_record(folder / DESCRIPTION, SavedModel)
-    if description is None:
-        raise UserError(f"{folder} holds no {DESCRIPTION}: it is not a model that `backlight train` wrote")
-    return description
-
-
 def load_weights(model: nn.Module, folder: Path, *, new_head: bool = False) -> None:
     """Load the folder's weights into the model.  Errors: Unavailable if the file is missing, altered or does not fit.
 
@@ -151,19 +123,6 @@ def saved_recipe(model: nn.Module) -> Recipe | None:
     """The recipe with which a model from a folder was trained; None if it is unknown.  Errors: UserError if it is no recipe."""
     recipe = model.__dict__.get("saved_recipe")
     return None if recipe is None else Recipe.of(recipe, "the recipe saved with the model")
-
-
-def saved_folder(name: str) -> Path | None:
-    """The folder of a saved model: a demo model by its short name, or a path; None if ``name`` is neither."""
-    for folder in (BUNDLED / name, Path(name).expanduser()):
-        if os.path.isfile(folder / DESCRIPTION):  # unlike Path.is_file, no error for a name that cannot be a path
-            return folder
-    return None
-
-
-def bundled_names() -> list[str]:
-    """The short names of the models in the package."""
-    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{DESCRIPTION}"))
 
 
 def untied(model: nn.Module) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from torch import nn
 
 from backlight.data.preprocessing import with_pretrained_cfg
 from backlight.errors import UserError, did_you_mean
+from backlight.model_names.spec import ModelSpec, reporting_bad_arguments
 from backlight.models.sources.hub import from_address
-from backlight.models.sources.spec import ModelSpec, reporting_bad_arguments
 
 
 def torchvision_names() -> list[str]:

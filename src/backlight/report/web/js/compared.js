@@ -17,7 +17,7 @@ Object.assign(CHARTS, {
   /** The difference of each unit from that of another model, a panel a number and a pair. */
   differences(chart, shown, colours, width) {
     const each = shown.flatMap((model) => {
-      const rows = rowsOf(chart.table, model);
+      const rows = rowsOf(chart.table, model).filter((row) => models.find((other) => other.name === row.less)?.shown);
       return firstRows(rows, "quantity").map(({ quantity, title, less }) => ({ model, title, less, rows: rows.filter((row) => row.quantity === quantity) }));
     });
     const data = each.flatMap(({ model, rows }, i) => {

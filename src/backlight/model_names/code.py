@@ -79,7 +79,7 @@ def local_files(roots: Sequence[Path], name: str) -> Iterator[Path]:
 def candidates(root: Path, name: str) -> Iterator[Path]:
     """The files of a module and of its packages below a folder, those that exist.
 
-    >>> [path.name for path in candidates(Path(__file__).parents[1], "study.code")]
+    >>> [path.name for path in candidates(Path(__file__).parents[1], "model_names.code")]
     ['__init__.py', 'code.py']
     """
     place = root
