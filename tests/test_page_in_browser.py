@@ -149,8 +149,8 @@ def test_switches_hide_a_model_everywhere(opened: Any) -> None:
         assert any("img" in text for text in texts(opened))
     assert not [e for e in opened.locator("[data-model='0']").all() if e.is_visible()]
     assert [e for e in opened.locator("[data-model='1']").all() if e.is_visible()]
-    assert opened.locator("[data-about]").count() == 1
-    assert opened.locator("[data-about]").is_hidden()  # a comparison with the hidden model
+    assert opened.locator("li[data-about]").count() == 1
+    assert opened.locator("li[data-about]").is_hidden()  # a comparison with the hidden model
     opened.locator("[data-switch='1']").uncheck()
     assert "No model" in opened.locator("[data-chart=fourier-0-0]").text_content()
     box.check()
@@ -158,7 +158,7 @@ def test_switches_hide_a_model_everywhere(opened: Any) -> None:
     assert opened.locator("[data-chart=fourier-0-0] path.point").count() == 5
     opened.locator("[data-switch='1']").check()
     assert opened.locator("[data-chart=fourier-0-0] path.point").count() == 12
-    assert opened.locator("[data-about]").is_visible()
+    assert opened.locator("li[data-about]").is_visible()
 
 
 @pytest.mark.browser
