@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import zlib
 from collections import Counter
@@ -13,17 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 from pages import EVIDENCE, NASTY, Reader, make_study, results_of, save, save_results, with_spectra, word
+from PIL import Image
 
 from backlight.analyses.fourier.measure import Fourier
 from backlight.analyses.landscape.measure import Landscape
 from backlight.claims.findings import findings
 from backlight.comparing.compare import compare_models
+from backlight.data.opening import open_data, source_record
 from backlight.errors import UserError
 from backlight.records import encoded
 from backlight.report import packing, samples, words, write_report
 from backlight.report.absences import states
 from backlight.report.compared import compared, pairs_of
 from backlight.report.families import families
+from backlight.report.flips import counts
 from backlight.report.node_data import node_data, write_node_data
 from backlight.report.opening import opening, strength
 from backlight.report.sections import section_of
@@ -307,3 +311,47 @@ def test_names_are_text_in_a_survey_too(tmp_path: Path) -> None:
     page = Reader(write_report(with_spectra(tmp_path)))
     assert not [tag for tag, attributes in page.elements if tag == "img" or "onerror" in attributes]
     assert f"{NASTY}3" in page.text
+
+
+# --- flipped images
+
+
+def with_flips(data: dict[str, Any]) -> Result:
+    """A lesion study of two units: without the first, image 1 becomes wrong; without the second, image 0 becomes right."""
+    lesions = results_of("m", "am")[2]
+    correct = np.array([[0, 1, 1], [0, 0, 1], [1, 1, 1]], np.uint8)
+    return replace(lesions, arrays={"per_image/correct": correct}, provenance=EVIDENCE | {"images": 3, "data": data})
+
+
+def test_flipped_images_are_counted() -> None:
+    assert [(row["unit"], row["wronged"], row["righted"]) for row in counts(with_flips({}))] == [(0, 1, 0), (1, 0, 1)]
+    assert counts(results_of("m", "am")[2]) == []  # without numbers per image
+
+
+def test_pictures_are_those_of_the_data_set_and_only_on_request(tmp_path: Path) -> None:
+    images = open_data("shapes", "test", root=None, download=False, limit=3, seed=0)
+    facts = source_record(images, 3, 0)
+    save_results(tmp_path, [("m", with_flips(facts))])
+    assert "pictures" not in Reader(write_report(tmp_path)).chunks
+    page = Reader(write_report(tmp_path, images=True))
+    (rows,) = page.chunk("lesion/pictures")
+    assert [rows[name] for name in ("unit", "image", "now")] == [[0, 1], [1, 0], ["wrong", "right"]]
+    for i, number in zip(rows["image"], rows["picture"], strict=True):
+        content = base64.b64decode(page.chunk("pictures")[number].removeprefix("data:image/png;base64,"))
+        small = images[i][0].convert("RGB")
+        small.thumbnail((40, 40))
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), np.asarray(small))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"ids_sha256": "other"}, "holds other images"),
+        ({"data": "nowhere"}, "no data called"),
+        ({"ids_sha256": None}, "not record"),
+    ],
+)
+def test_why_there_are_no_pictures_is_said(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    facts = source_record(open_data("shapes", "test", root=None, download=False, limit=3, seed=0), 3, 0) | change
+    save_results(tmp_path, [("m", with_flips(facts))])
+    assert reason in Reader(write_report(tmp_path, images=True)).text

@@ -237,6 +237,9 @@ def report_command(
         bool, typer.Option("--serve", help="Serve the page on this machine; it loads itself again while a study runs.")
     ] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Of --serve; default: any that is free.")] = 0,
+    images: Annotated[
+        bool, typer.Option("--images", help="With small pictures of the images that a lesion flips, from the data set.")
+    ] = False,
     node_data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the numbers of units as node data of Model Explorer instead.")
     ] = None,
@@ -252,7 +255,7 @@ def report_command(
 
         write("".join(f"{path}\n" for path in write_node_data(read_study(folder), node_data)))
     else:
-        write(f"{write_report(folder, out)}\n")
+        write(f"{write_report(folder, out, images=images)}\n")
 
 
 def serve_page(folder: Path, port: int) -> None:

@@ -17,13 +17,15 @@ from backlight.study.folder import read_study
 __all__ = ["write_report"]
 
 
-def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
+def write_report(folder: str | Path, out: str | Path | None = None, *, images: bool = False) -> Path:
     """Write the page of a study's folder, or of any folder of saved results, and return where: ``FOLDER/report.html``.
+
+    ``images``: with small pictures of images that lesions flip, read from the data set, which must be on this machine.
 
     Errors: UserError if there is no such folder, no result in it, or the page cannot be written.
     """
     folder = Path(folder)
-    page = html(checked(read_study(folder))).encode()
+    page = html(checked(read_study(folder)), images=images).encode()
     path = Path(out) if out is not None else folder / "report.html"
     try:
         write_atomic(path, page)

@@ -38,7 +38,7 @@ class Packed:
 
 def packed(tables: Tables, drawn: Collection[str], budget: int = BUDGET) -> dict[str, Packed]:
     """Each table compressed, reduced until all fit: those that are not drawn go first, then the largest loses a level."""
-    small = {name: _at_level(table, 0) for name, table in tables.items()}
+    small = {name: _at_level(complete, 0) for name, complete in tables.items()}
     while sum(len(each.text) for each in small.values()) > budget:
         left = {name: len(each.text) for name, each in small.items() if each.level < LAST}
         if not left:
@@ -50,12 +50,17 @@ def packed(tables: Tables, drawn: Collection[str], budget: int = BUDGET) -> dict
     return small
 
 
-def _at_level(table: Sequence[Sequence[Row] | None], level: int) -> Packed:
+def _at_level(complete: Sequence[Sequence[Row] | None], level: int) -> Packed:
     """The table at a level; at the last one if this one leaves no rows."""
     _, reduced, figures = LEVELS[level]
-    left = [None if rows is None else reduced(rows) for rows in table]
-    level = level if any(left) or not any(table) else LAST
-    return Packed(deflated(f"[{','.join('null' if rows is None else columns(rows, figures) for rows in left)}]"), level)
+    left = [None if rows is None else reduced(rows) for rows in complete]
+    level = level if any(left) or not any(complete) else LAST
+    return Packed(table(left, figures), level)
+
+
+def table(of_models: Sequence[Sequence[Row] | None], figures: int = FIGURES) -> str:
+    """The rows of each model, by column, compressed."""
+    return deflated(f"[{','.join('null' if rows is None else columns(rows, figures) for rows in of_models)}]")
 
 
 def compressed(document: Any) -> str:

@@ -21,6 +21,7 @@ from backlight.comparing.compare import Comparison
 from backlight.report import absences, packing, plotly, samples, statements, words
 from backlight.report.compared import compared, table_of
 from backlight.report.families import families
+from backlight.report.flips import Pictures, pictures
 from backlight.report.opening import opening
 from backlight.report.provenance import measured_differently, settings_of
 from backlight.report.sections import section_of
@@ -66,8 +67,12 @@ SCRIPTS = (
 )
 
 
-def html(study: Study, *, live: str = "") -> str:
-    """The page of a study.  ``live``: its version, if it is served and loads itself again when the server has another one."""
+def html(study: Study, *, live: str = "", images: bool = False) -> str:
+    """The page of a study.
+
+    ``live``: its version, if it is served and loads itself again when the server has another one.  ``images``: with pictures of
+    the images that lesions flip.
+    """
     environment = Environment(
         loader=PackageLoader("backlight.report", "web"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -85,6 +90,9 @@ def html(study: Study, *, live: str = "") -> str:
         **{name: each.text for name, each in tables.items()},
     }
     many = len(study.models) > MANY
+    shots = pictures(study) if images and not many else Pictures()
+    if shots.addresses:
+        chunks |= {"pictures": packing.compressed(shots.addresses), "lesion/pictures": packing.table(shots.rows)}
     if many:
         chunks["metrics"] = packing.compressed(_metrics(study))
     return environment.get_template("page.html").render(
@@ -104,7 +112,7 @@ def html(study: Study, *, live: str = "") -> str:
         sections=[section(study, analysis, drawings[analysis], decided) for analysis in study.analyses],
         states=absences.states(study),
         state_signs=absences.SIGNS,
-        absent=study.absent,
+        absent=[*study.absent, *shots.missing],
         reductions=packing.reductions(tables),
         kinds={kind: (*sign, words.SINGULAR.get(kind, kind)) for kind, sign in KIND_SIGN.items() if kind in _kinds(study)},
         kind_colour=KIND_COLOUR,

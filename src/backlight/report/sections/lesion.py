@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from backlight.report import flips
 from backlight.report.sections.section import Chart, Fact, Metrics, Results, Section
 from backlight.report.words import interval
 from backlight.results.result import Result, Row
@@ -107,10 +108,12 @@ SECTION = Section(
     needs=("unit", "kind", "stage", "module", "lesion"),
     figures=figures,
     metrics=metrics,
-    derived={"lesion/units": singles},
+    derived={"lesion/units": singles, "lesion/flips": flips.counts},
     of_unit=(
         Fact("lesion/units", "accuracy_change", "Accuracy without it (points)", 100),
         Fact("lesion/units", "nll_change", "NLL without it (nats)"),
+        Fact("lesion/flips", "wronged", "Images it turns wrong"),
+        Fact("lesion/flips", "righted", "Images it turns right"),
         Fact("lesion/units", "distance", "Outputs without it (1 - cosine)"),
     ),
 )  # fmt: skip

@@ -15,7 +15,7 @@ const stateChip = (state) => make("span", "", { class: `state ${state.replaceAll
 
 const unitPanel = (() => {
   const place = document.getElementById("unit");
-  const needed = [...new Set([...page.facts.map((fact) => fact.table), "similarity/matrix"])].filter((name) => chunks.has(name));
+  const needed = [...new Set([...page.facts.map((fact) => fact.table), "similarity/matrix", "lesion/pictures", "pictures"])].filter((name) => chunks.has(name));
   let current = null, pinned = null, asked = 0;
 
   /** A unit by its text MODEL.UNIT; null if there is none. */
@@ -134,14 +134,12 @@ const unitPanel = (() => {
     if (block && block.bottom > 0 && block.top < innerHeight) place.classList.toggle("above", block.top > innerHeight / 2);
   }
 
-  /** Small pictures of the images that the unit's lesion flips. */
+  /** Small pictures of images that the unit's lesion flips, if the page has any. */
   function flips(units) {
     return units.flatMap((of) => {
-      const rows = chunks.has("lesion/flips") ? rowsOfUnit("lesion/flips", of) : [];
-      if (!rows.length) return [];
-      const pictures = rows.filter((row) => /^data:image\/png;base64,[A-Za-z0-9+/=]+$/.test(row.picture ?? ""))
-        .map((row) => make("figure", "", {}, make("img", "", { src: row.picture, alt: `image ${row.image}`, width: "40", height: "40" }), make("figcaption", row.answers)));
-      return [make("div", "", { class: "flips" }, make("p", rows[0].summary), ...pictures)];
+      const rows = chunks.has("lesion/pictures") ? rowsOfUnit("lesion/pictures", of) : [];
+      const shown = rows.map((row) => make("figure", "", {}, make("img", "", { src: tables.get("pictures")[row.picture], alt: `image ${row.image}` }), make("figcaption", `now ${row.now}`)));
+      return rows.length ? [make("div", "", { class: "flips" }, make("p", `Images that change without unit ${of.unit} of ${of.model.name}`), ...shown)] : [];
     });
   }
 
