@@ -6,6 +6,7 @@ import csv
 import itertools
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from http.client import HTTPConnection
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pages import MODULE, NASTY, make_study, results_of, save, with_spectra
+from pages import MODULE, NASTY, make_study, results_of, save, save_results, with_spectra
 
 from backlight.errors import UserError
 from backlight.report import write_report
@@ -293,6 +294,20 @@ def test_a_print_is_complete(browser: Any, address: str) -> None:
     other.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert other.evaluate("[...document.querySelectorAll('[data-chart]')].every(c => c.querySelector('.cartesianlayer'))")
     other.close()
+
+
+@pytest.mark.browser
+def test_depth_is_that_of_the_model(browser: Any, tmp_path: Path) -> None:
+    """Rows about two of five units stand where these units are."""
+    first = results_of("m", "ccccc")[1]
+    some = [row for row in first.table if row["unit"] in (1, 4)]
+    save_results(tmp_path, [("m", replace(first, table=some)), ("m", results_of("m", "ccccc")[0])])
+    tab, _ = visit(browser, write_report(tmp_path).as_uri())
+    scroll_through(tab)
+    until(tab, DRAWN)
+    assert tab.evaluate("document.querySelector('[data-chart=variance-0-0]').data.at(-1).x") == pytest.approx([2 / 5, 1])
+    assert tab.evaluate("document.querySelector('[data-chart=fourier-0-0]').data.at(-1).x") == pytest.approx(np.arange(6) / 5)
+    tab.close()
 
 
 # --- a survey

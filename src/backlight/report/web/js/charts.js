@@ -27,7 +27,7 @@ const CHARTS = {
     const data = [], front = [];
     for (const model of shown) {
       const rows = grouped(rowsOf(chart.table, model), "unit").map((unit) => unit.at(-1));
-      const depth = rows.map((_, i) => i / Math.max(1, rows.length - 1));
+      const depth = depthsOf(model, rows);
       const value = pick(rows, chart.y, chart.scale);
       const [low, high] = ["_low", "_high"].map((end) => pick(rows, chart.y + end, chart.scale).map((x, i) => x ?? value[i]));
       const colour = colours.model(model);

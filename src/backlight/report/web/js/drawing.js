@@ -41,18 +41,18 @@ function draw(place) {
   place.classList.remove("waiting");
   const measured = order.filter((model) => model.shown && tables.get(chart.table)[model.index]);
   const shown = measured.filter((model) => rowsOf(chart.table, model).length);
-  place.classList.toggle("empty", !shown.length);
-  if (!shown.length) {
+  const made = shown.length ? pictured(chart, shown, palette(), width, roomOf(place)) : { data: [] };
+  place.classList.toggle("empty", !made.data.length);
+  if (!made.data.length) {
     Plotly.purge(place);
-    place.textContent = measured.length ? "The rows of this chart are not on this page, which has too many models to hold them; they are in the folder of the results."
+    place.textContent = measured.length && !shown.length ? "The rows of this chart are not on this page, which has too many models to hold them; they are in the folder of the results."
       : "No model that was measured here is switched on.";
     limited(name, 0, 0);
     return;
   }
   if (!place.querySelector(".plot-container")) place.textContent = "";
-  const { data, layout, models: count } = pictured(chart, shown, palette(), width, roomOf(place));
-  limited(name, count, shown.length);
-  Plotly.react(place, data, layout, OPTIONS);
+  limited(name, made.models, shown.length);
+  Plotly.react(place, made.data, made.layout, OPTIONS);
 }
 
 /** Draw what is or was in sight again; on paper, everything. */

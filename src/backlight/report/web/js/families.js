@@ -7,7 +7,7 @@ const STEPS = 24; // points of a median
 const LINES = {
   depth: (chart, model) => {
     const rows = grouped(rowsOf(chart.table, model), "unit").map((unit) => unit.at(-1));
-    return { x: rows.map((_, i) => i / Math.max(1, rows.length - 1)), y: pick(rows, chart.y, chart.scale), across: "Normalised depth" };
+    return { x: depthsOf(model, rows), y: pick(rows, chart.y, chart.scale), across: "Normalised depth" };
   },
   reliability: (chart, model) => {
     const rows = rowsOf(chart.table, model);

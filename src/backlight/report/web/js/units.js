@@ -86,7 +86,7 @@ const unitPanel = (() => {
     const known = SMALL.map(([name, across, points], i) => ({ name, across, index: i, lines: units.map((of) => points(of).filter(([, y]) => y !== null && y !== undefined)) }))
       .filter(({ lines }) => lines.some((points) => points.length));
     if (!known.length) return null;
-    const layout = panels(colours, known, { subtitles: [] }, width, 190, { x: { zeroline: false }, y: { zeroline: true } });
+    const layout = panels(colours, known, { subtitles: [] }, width, 165, { x: { zeroline: false }, y: { zeroline: true } });
     const data = known.flatMap(({ lines, across }, i) => {
       const tag = i ? i + 1 : "";
       delete layout[`yaxis${tag}`].matches;

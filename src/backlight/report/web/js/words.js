@@ -10,6 +10,12 @@ function grouped(rows, column) {
   return groups;
 }
 
+/** The depth of each row's unit in its model: 0 for the stem, 1 for the last unit, whichever units the rows are about. */
+function depthsOf(model, rows) {
+  const units = model.stages.flat().length;
+  return rows.map((row, i) => (units ? (row.unit + 1) / units : i / Math.max(1, rows.length - 1)));
+}
+
 const scaled = (value, scale) => (value === null || value === undefined ? null : value * scale);
 const pick = (rows, column, scale) => rows.map((row) => scaled(row[column], scale));
 
