@@ -52,7 +52,7 @@ def address(made: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 DRAWN = (
     "'unpacked' in document.documentElement.dataset && "
     "[...document.querySelectorAll('[data-chart]')]"
-    ".every(c => !c.clientWidth || c.querySelector('.cartesianlayer, .gl-container'))"
+    ".every(c => !c.clientWidth || c.querySelector('.cartesianlayer, .gl-container') || c.matches('.empty'))"
 )
 
 
