@@ -107,7 +107,7 @@ def until(tab: Any, condition: str) -> None:
 def texts(tab: Any) -> list[str]:
     """Every hover text of every chart in sight, and every panel's name."""
     told = tab.evaluate("""
-        [...document.querySelectorAll('.js-plotly-plot')].filter(chart => chart.clientWidth).map(chart =>
+        [...document.querySelectorAll('.js-plotly-plot')].filter(chart => chart.clientWidth && chart.data).map(chart =>
             chart.data.map(trace => trace.text ?? []).concat(chart.layout.annotations.map(note => note.text)))
     """)
     return list(itertools.chain.from_iterable(text if isinstance(text, list) else [text] for chart in told for text in chart))
