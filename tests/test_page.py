@@ -220,7 +220,9 @@ def test_a_survey_has_a_table_of_models_and_aggregates(tmp_path: Path) -> None:
     assert not [a for _, a in page.elements if "data-switch" in a]
     assert page.chunk("page")["many"]
     assert sum(len(row["models"]) == 1 for row in page.chunk("claims")) == 14
-    assert page.chunk("metrics")["calibration"]["rows"][0][2] == ["50 [40, 60]"] * 14
+    metrics = page.chunk("metrics")["calibration"]
+    assert metrics["rows"][0][2] == ["50 [40, 60]"] * 14
+    assert metrics["caption"].endswith("over images: 48 test images")
 
 
 def test_plotly_in_space_only_for_a_surface(tmp_path: Path) -> None:

@@ -368,4 +368,5 @@ def page_data(study: Study, charts: Mapping[str, Chart]) -> dict[str, Any]:
 def _metrics(study: Study) -> dict[str, Any]:
     """The tables of metrics, which a survey shows with a row a model."""
     made = {name: section_of(name).metrics(study.results(name)) for name in study.analyses}
-    return {name: asdict(metrics) for name, metrics in made.items() if metrics is not None}
+    over = {name: samples.over(study.results(name)) for name in study.analyses}
+    return {name: asdict(m) | {"caption": f"{m.caption}: {over[name]}"} for name, m in made.items() if m is not None}

@@ -56,6 +56,7 @@ function familyChart(chart, shown, colours, width) {
       text: lines[k].y.map((value) => `<b>${plain(model.name)}</b><br>${figure(value)}`),
     }));
     across = lines[0]?.across ?? across;
+    if (chart.kind === "reliability") data.push({ ...QUIET, ...on, x: [0, 1], y: [0, 1], mode: "lines", line: { color: colours.of("soft"), width: 1, dash: "dot" } });
     const points = lines.flatMap((line) => line.x);
     const from = Math.min(...points), to = Math.max(...points);
     const x = Array.from({ length: STEPS + 1 }, (_, k) => from + ((to - from) * k) / STEPS);
