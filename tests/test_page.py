@@ -30,6 +30,7 @@ from backlight.report.families import families
 from backlight.report.flips import counts
 from backlight.report.node_data import node_data, write_node_data
 from backlight.report.opening import opening, strength
+from backlight.report.page import html
 from backlight.report.sections import section_of
 from backlight.report.survey import MANY, tally
 from backlight.results.claim import Claim
@@ -357,3 +358,39 @@ def test_why_there_are_no_pictures_is_said(change: dict[str, Any], reason: str, 
     facts = source_record(open_data("shapes", "test", root=None, download=False, limit=3, seed=0), 3, 0) | change
     save_results(tmp_path, [("m", with_flips(facts))])
     assert reason in Reader(write_report(tmp_path, images=True)).text
+
+
+# --- sizes and commands
+
+
+def large(name: str, units: int = 50, frequencies: int = 28) -> Model:
+    """A model of so many units with spectra, each number drawn anew: none compresses better than in a true study."""
+    generator = np.random.default_rng(abs(hash(name)) % 2**32)
+    kinds = "am" * (units // 2)
+    rows = [
+        unit | {"height": 56, "width": 56, "cycles": k, "frequency": k / (frequencies - 1)}
+        | {f"{column}{end}": float(x) for column, three in zip(("delta", "transfer"), generator.normal(size=(2, 3)), strict=True)
+           for end, x in zip(("", "_low", "_high"), three, strict=True)}
+        for unit in word(kinds) for k in range(frequencies)
+    ]  # fmt: skip
+    claims = [claim(-0.16, 0.04, id=f"fourier/{i}", statement=f"Statement {i}.") for i in range(12)]
+    return Model(name, word(kinds), 1_000_000, {"fourier": Fourier(name, rows, claims, EVIDENCE)})
+
+
+@pytest.mark.parametrize(("count", "megabytes"), [(5, 5), (100, 10)])
+def test_a_page_of_so_many_models_of_fifty_units_is_smaller(count: int, megabytes: int) -> None:
+    page = html(Study([large(f"{'vit' if i % 2 else 'deit'}_{i}") for i in range(count)], {}, []))
+    assert len(page.encode()) < megabytes * 1e6
+    assert ("cannot hold every row" in page) == (count == 100)
+
+
+def test_commands(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_study(tmp_path / "study")
+    code, out, _ = run("report", folder, "--node-data", tmp_path / "nodes")
+    assert code == 0
+    assert {Path(line) for line in out.splitlines()} == set((tmp_path / "nodes").glob("*/*.json"))
+    monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", lambda *_, **__: None)
+    code, _, said_to_user = run("report", folder, "--serve")
+    assert code == 0
+    assert "http://127.0.0.1:" in said_to_user
+    assert run("report", tmp_path / "nothing", "--serve")[0] == 2

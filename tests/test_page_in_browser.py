@@ -1,10 +1,11 @@
-"""The page in Chromium: what is drawn, what a reader can do, and what it needs of the browser."""
+"""The page in Chromium, and in Firefox where it is installed: what is drawn, what a reader can do, and what it needs of the browser."""
 
 from __future__ import annotations
 
 import csv
 import itertools
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.client import HTTPConnection
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from firefox import firefox
 from pages import MODULE, NASTY, make_study, results_of, save, save_results, with_spectra
 
 from backlight.errors import UserError
@@ -449,3 +451,31 @@ def test_the_server_answers_this_machine_only_and_nothing_but_the_page(made: Pat
         server.shutdown()
     with pytest.raises(UserError, match="no folder"), serving(made / "none"):
         pass
+
+
+# --- in Firefox
+
+
+@pytest.mark.browser
+def test_in_firefox(address: str, tmp_path: Path) -> None:
+    executable = shutil.which("firefox") or shutil.which("firefox-esr")
+    if executable is None:
+        pytest.skip("no firefox is installed")
+    with firefox(executable, tmp_path / "profile") as browser:
+
+        def until_true(condition: str) -> None:
+            for _ in range(300):
+                if browser.value(condition):
+                    return
+                time.sleep(0.1)
+            raise AssertionError(f"never came true: {condition}")
+
+        browser.send("Navigate", url=address)
+        until_true("'unpacked' in document.documentElement.dataset")
+        browser.value("document.querySelector('#fourier').scrollIntoView({ behavior: 'instant' })")
+        until_true("document.querySelectorAll('[data-chart=fourier-0-0] .points path.point').length === 12")
+        assert browser.value("document.querySelector('[data-chart=calibration-0-0] svg')") is None  # not in sight yet
+        browser.value("document.querySelector('[data-unit=\"0.3\"]').focus()")
+        until_true("document.querySelector('#unit h3')?.textContent.startsWith('unit 3')")
+        assert browser.value("document.querySelectorAll('#unit .js-line').length") == 2
+        assert "unit=0.3" in browser.value("location.hash")
