@@ -1,4 +1,4 @@
-"""The page in Chromium, and in Firefox where it is installed: what is drawn, what a reader can do, and what it needs of the browser."""
+"""The page in Chromium, and in Firefox where it is installed: what is drawn, what a reader can do, what it needs."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import math
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -134,7 +135,18 @@ def columns(rows: Sequence[Row], figures: int = FIGURES) -> str:
 
 def _brief(value: Any, figures: int) -> str:
     """A value as JSON, a number with so many figures; JSON has no NaN."""
+    if type(value) is int:
+        return str(value)
     if isinstance(value, float | np.floating):
         return f"{value:.{figures}g}" if math.isfinite(value) else "null"
-    plain = isinstance(value, bool | int | str) or value is None
-    return json.dumps(value if plain else str(value), ensure_ascii=False)
+    return _quoted(value) if isinstance(value, str) else _plain(value)
+
+
+@lru_cache(maxsize=10_000)
+def _quoted(text: str) -> str:
+    """A string as JSON; a table has few different ones, each many times."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value if isinstance(value, int) or value is None else str(value), ensure_ascii=False)

@@ -89,7 +89,7 @@ def html(study: Study, *, live: str = "", images: bool = False) -> str:
         "claims": packing.compressed(statements.rows(study, decided)),
         **{name: each.text for name, each in tables.items()},
     }
-    many = len(study.models) > MANY
+    many, present = len(study.models) > MANY, _kinds(study)
     shots = pictures(study) if images and not many else Pictures()
     if shots.addresses:
         chunks |= {"pictures": packing.compressed(shots.addresses), "lesion/pictures": packing.table(shots.rows)}
@@ -114,7 +114,7 @@ def html(study: Study, *, live: str = "", images: bool = False) -> str:
         state_signs=absences.SIGNS,
         absent=[*study.absent, *shots.missing],
         reductions=packing.reductions(tables),
-        kinds={kind: (*sign, words.SINGULAR.get(kind, kind)) for kind, sign in KIND_SIGN.items() if kind in _kinds(study)},
+        kinds={kind: (*sign, words.SINGULAR.get(kind, kind)) for kind, sign in KIND_SIGN.items() if kind in present},
         kind_colour=KIND_COLOUR,
         chips=CHIPS,
         css=Markup(_own("page.css")),  # ours, as is the script: no word of a user's is in them
