@@ -7,7 +7,6 @@ large, the largest are reduced, a level at a time, until the page is small enoug
 from __future__ import annotations
 
 import base64
-import gzip
 import json
 import math
 import zlib
@@ -72,12 +71,6 @@ def compressed(document: Any) -> str:
 def deflated(text: str) -> str:
     """A text, deflated, in base64: no character of it can end a script element."""
     return base64.b64encode(zlib.compress(text.encode(errors="backslashreplace"), 9)).decode()
-
-
-def gzipped(script: bytes) -> str:
-    """A script that is gzipped already, or is gzipped here, in base64."""
-    small = script if script.startswith(b"\x1f\x8b") else gzip.compress(script, 9, mtime=0)
-    return base64.b64encode(small).decode()
 
 
 # --- levels
