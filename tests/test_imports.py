@@ -17,7 +17,7 @@ ROOT = Path(backlight.__file__).parent
 PUBLIC = {
     "BuildupRun", "Hessian", "Monitor", "Objective", "Result", "Run", "StudySettings", "__version__", "buildup_to_folder",
     "compare", "correct", "dataset", "density", "draw_batches", "drop_original", "feature_maps", "gates", "grid", "hybridize",
-    "lanczos", "load", "load_data", "load_model", "of_module", "of_units", "recipe", "run_study", "set_gates",
+    "lanczos", "load", "load_data", "load_model", "of_module", "of_units", "recipe", "run_study", "scalars", "set_gates",
     "smooth", "spell", "trace", "train", "train_to_folder", "units", "without", "write_report",
 }  # fmt: skip
 

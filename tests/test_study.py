@@ -382,3 +382,28 @@ def test_a_pattern_that_fits_nothing_is_one_sentence(run, tmp_path: Path, models
     assert sentence in err
     (tmp_path / "empty").write_text("# nothing\n")
     assert run("study", "--models-file", tmp_path / "empty", "--out", tmp_path / "runs", "--plan")[0] == 2
+
+
+def test_a_model_has_the_name_that_it_is_given(run, tmp_path: Path) -> None:
+    """In rows, folders and the study's record.  The same name for another model is measured again."""
+    models, out = [f"small={TINY}", f"mixed={TINY_ALTERNATING}", "lesion="], tmp_path / "runs"
+    done = list(run_study(models[:2], {"calibration": {}, "lesion": {"models": ["mixed"]}}, SMALL, out))
+    assert [(o.model, o.analysis, o.state) for o in done] == [
+        ("small", "calibration", "done"), ("mixed", "calibration", "done"), ("mixed", "lesion", "done"),
+    ]  # fmt: skip
+    assert load(out / "small" / "calibration").rows()[0]["model"] == "small"
+    assert [model.name for model in read_study(out).models] == ["small", "mixed"]
+    (plain,) = run_study([TINY], {"calibration": {}}, SMALL, tmp_path / "plain")
+    assert plain.result is not None
+    assert str(plain.result.table) == str(load(out / "small" / "calibration").table)
+    assert all(o.skipped for o in run_study(models[:2], {"calibration": {}}, SMALL, out))
+    said: list[Any] = []
+    (other,) = run_study([f"small={TINY_ALTERNATING}"], {"calibration": {}}, SMALL, out, show=said.append)
+    assert other.state == "done"
+    assert any("small was measured" in str(line) or "of small: it is measured again" in str(line) for line in said)
+    code, _, err = run("calibration", f"a={TINY}", f"a={TINY_ALTERNATING}", *SMALL_WORDS)
+    assert code == 2
+    assert "a is the name of" in err
+    code, out_text, _ = run("calibration", f"a={TINY}", *SMALL_WORDS, "--csv")
+    assert code == 0
+    assert out_text.splitlines()[1].startswith("a,")

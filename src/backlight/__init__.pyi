@@ -3,6 +3,7 @@ from backlight.analyses.catalog import *
 from backlight.buildup.search import BuildupRun as BuildupRun
 from backlight.buildup.search import buildup_to_folder as buildup_to_folder
 from backlight.comparing.compare import compare as compare
+from backlight.comparing.readers import scalars as scalars
 from backlight.curvature.batches import draw_batches as draw_batches
 from backlight.curvature.hessian import Hessian as Hessian
 from backlight.curvature.hessian import of_module as of_module

@@ -79,7 +79,7 @@ def _over_both(scores: np.ndarray, over_images: Interval) -> dict[str, Estimate]
     return {"seeds": (value, low, high), "images": (value, least, most), "both": (value, *both)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Buildup(Result):
     """A row for each trial in the order of the search, then the controls; accuracies on held-out images.
 

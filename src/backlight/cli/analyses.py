@@ -13,8 +13,8 @@ import typer
 
 from backlight.analyses.catalog import CATALOG, entry
 from backlight.analyses.entry import Analysis
-from backlight.cli.options import AsJson, Given, Models, Out, Overwrite, Quiet, shard_numbered, takes
-from backlight.cli.output import display, print_csv, print_json, say, write
+from backlight.cli.options import AsCsv, AsJson, EveryRow, Given, Models, Out, Overwrite, Quiet, shard_numbered, takes
+from backlight.cli.output import display, is_terminal, print_csv, print_json, say, write
 from backlight.errors import UserError
 from backlight.progress import clock
 from backlight.study.config import BY_DEFAULT, Config, read_config
@@ -52,26 +52,25 @@ def analysis_command(about: Analysis) -> Any:
     """The command of an analysis."""
     without = () if about.reads_stream else ("at",)
 
-    def measure(
-        given: Given, models: list[str], out: Path | None, overwrite: bool, as_json: bool, quiet: bool, shard: str = "1/1"
-    ) -> None:
+    def measure(given: Given, models: list[str], shard: str = "1/1", **shown: Any) -> None:
         own = {name: value for kind in about.kinds() for name, value in given[kind].items()}
         part = shard_numbered(shard)
-        if part != (0, 1) and out is None:
+        if part != (0, 1) and shown["out"] is None:
             raise UserError("--shard stores its part beside those of others: give the folder with --out DIR")
-        measure_and_print(about.name, own, models, StudySettings(**given[StudySettings]), out, overwrite, part, as_json, quiet)
+        measure_and_print(about.name, own, models, StudySettings(**given[StudySettings]), shard=part, **shown)
 
     def alone(
         given: Given, models: Models, *, out: Out = None, overwrite: Overwrite = False, as_json: AsJson = False,
-        quiet: Quiet = False,
+        as_csv: AsCsv = False, every_row: EveryRow = False, quiet: Quiet = False,
     ) -> None:  # fmt: skip
-        measure(given, models, out, overwrite, as_json, quiet)
+        measure(given, models, out=out, overwrite=overwrite, as_json=as_json, as_csv=as_csv, every_row=every_row, quiet=quiet)
 
     def sharded(
         given: Given, models: Models, *, shard: Shard = "1/1", out: Out = None, overwrite: Overwrite = False,
-        as_json: AsJson = False, quiet: Quiet = False,
+        as_json: AsJson = False, as_csv: AsCsv = False, every_row: EveryRow = False, quiet: Quiet = False,
     ) -> None:  # fmt: skip
-        measure(given, models, out, overwrite, as_json, quiet, shard)
+        shown = {"as_json": as_json, "as_csv": as_csv, "every_row": every_row, "quiet": quiet}
+        measure(given, models, shard, out=out, overwrite=overwrite, **shown)
 
     return takes(*about.kinds(), StudySettings, without=without)(sharded if about.shards else alone)
 
@@ -81,30 +80,37 @@ def measure_and_print(
     settings: Mapping[str, Any],
     models: Sequence[str],
     shared: StudySettings,
+    *,
     out: Path | None,
     overwrite: bool,
     shard: tuple[int, int],
     as_json: bool,
+    as_csv: bool,
+    every_row: bool,
     quiet: bool,
 ) -> None:
-    """Run one analysis of each model and print its rows."""
+    """Run one analysis of each model; print what it found on a terminal, and its rows elsewhere."""
     from backlight.study.run import run_study
 
-    results = []
+    done: list[tuple[Any, str, float, Path | None]] = []
     with display(quiet) as show:
         running = run_study(
             models, {name: settings}, shared, out, keep_going=False, overwrite=overwrite, shard=shard, show=show
         )
-        for done in running:
-            if done.missing:
-                say(f"{done.model}: this part is stored in {out}; rows missing: {done.missing}; the result is saved at 0")
-            elif done.result is not None:
-                results.append(done.result)
+        for each in running:
+            if each.missing:
+                say(f"{each.model}: this part is stored in {out}; rows missing: {each.missing}; the result is saved at 0")
+            elif (result := each.result) is not None:
+                done.append((result, each.word, each.seconds, each.place))
     if as_json:
         keys = ("model", "analysis", "claims", "provenance")
-        print_json([{key: getattr(r, key) for key in keys} | {"rows": r.rows()} for r in results])
+        print_json([{key: getattr(r, key) for key in keys} | {"rows": r.rows()} for r, *_ in done])
+    elif as_csv or not is_terminal():
+        print_csv([row for result, *_ in done for row in result.rows()])
     else:
-        print_csv([row for result in results for row in result.rows()])
+        from backlight.cli.screen import show as show_results
+
+        show_results(done, rows=every_row)
 
 
 @takes(StudySettings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backlight.analyses.catalog import entry
-from backlight.cli.options import AsJson, Given, Out, Overwrite, Quiet, takes
-from backlight.cli.output import display, print_csv, print_json, print_table, say, write
+from backlight.cli.options import AsCsv, AsJson, EveryRow, Given, Out, Overwrite, Quiet, takes
+from backlight.cli.output import display, is_terminal, print_csv, print_json, print_table, say, write
 from backlight.errors import UserError
+from backlight.model_names.alias import split
 from backlight.study.config import BY_DEFAULT
 from backlight.study.settings import StudySettings
 
@@ -52,14 +52,14 @@ def compare_command(
     ] = False,
     out: Out = None,
     overwrite: Overwrite = False,
-    every_row: Annotated[bool, typer.Option("--rows", help="All differences on a terminal too.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="CSV on a terminal too.")] = False,
+    every_row: EveryRow = False,
+    as_csv: AsCsv = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Sentences on a terminal; rows elsewhere, with the finding on standard error."""
     made = comparisons(sides, given, analyses, seeds, out, overwrite, quiet)
-    terminal = sys.stdout is not None and sys.stdout.isatty()
+    terminal = is_terminal()
     rows = [row for comparison in made for row in comparison.rows()]
     if as_json:
         print_json(rows)
@@ -115,7 +115,7 @@ def measured(
     if len(set(names)) < max(2, len(names)):
         raise UserError("comparing takes two different models, or folders of results: backlight compare A B")
     requested: dict[str, dict[str, Any]] = {entry(name).name: {} for name in analyses or BY_DEFAULT}
-    results: dict[str, list[Any]] = {name: [] for name in names}
+    results: dict[str, list[Any]] = {split(name)[0]: [] for name in names}
     with display(quiet) as show:
         for done in run_study(names, requested, StudySettings(**given[StudySettings]), out, overwrite=overwrite, show=show):
             if done.result is not None:

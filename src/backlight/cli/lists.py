@@ -14,11 +14,16 @@ from backlight.analyses.entry import Analysis
 from backlight.cli.options import AsJson, Model, Modules, Pretrained
 from backlight.cli.output import print_json, print_rows, print_table, say, write
 from backlight.errors import UserError
+from backlight.model_names.alias import split
 from backlight.tracing.corrections import Corrections, attach, read_corrections
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
+    app.command(
+        "init",
+        help="Write a file with a model of your own to start from.\n\nExample: backlight init mymodels.py",
+    )(init_command)
     app.command(
         "units",
         help="The residual units of a model.\n\nExample: backlight units vit_tiny_patch16_224 --no-pretrained --check",
@@ -59,6 +64,7 @@ def units_command(
     from backlight.tracing.tap import spell
 
     network, images, units = units_of(model, pretrained, at, given_corrections(corrections, model))
+    model = split(model)[0]
     if not units:
         raise UserError(f"{model} has no residual units: name modules to read with --at MODULE")
     proof = {unit.index: equal for unit, equal in check(network, images, units)} if prove else {}
@@ -103,7 +109,7 @@ def units_of(
     from backlight.models.sources.load import load_model
     from backlight.tracing.find import units
 
-    network = load_model(model, pretrained=pretrained)
+    network = load_model(split(model)[1], pretrained=pretrained)
     images = torch.randn(2, *preprocessing(network)["input_size"], generator=torch.Generator().manual_seed(0))
     attach(network, corrections)
     return network, images, units(network, images, at=at)
@@ -198,3 +204,18 @@ def print_described(known: Mapping[str, str], what: str, as_json: bool) -> None:
     """Names with what they are."""
     rows = [{what: name, "about": text} for name, text in known.items()]
     print_json(rows) if as_json else print_table(rows)
+
+
+def init_command(file: Annotated[Path, typer.Argument(metavar="FILE.py", help="The file to write.")]) -> None:
+    """Print the file's name."""
+    if file.suffix != ".py":
+        raise UserError(f"{file} does not end in .py, and a model is loaded from a Python file: backlight init mymodels.py")
+    text = (Path(__file__).parents[1] / "assets" / "mymodels.py").read_text()
+    try:
+        with file.open("x") as opened:
+            opened.write(text.replace("mymodels.py", str(file)))
+    except FileExistsError as error:
+        raise UserError(f"{file} exists already, and is not overwritten: give another name") from error
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}") from error
+    write(f"{file}\n")

@@ -89,7 +89,10 @@ def read(result: Result) -> list[Series]:
 
 
 def scalars(result: Result) -> dict[str, float]:
-    """The finite numbers of the entire model, ANALYSIS/QUANTITY -> number as it is stored: accuracies are fractions."""
+    """The finite numbers of the entire model, ANALYSIS/QUANTITY -> number as it is stored: accuracies are fractions.
+
+    The keys stay the same from version to version, as the ids of claims do: ``calibration/ece``, ``fourier/high-pass``.
+    """
     numbers = ((number, value) for series in read(result) for number, value in zip(series.numbers, series.ends[0], strict=True))
     return {f"{result.analysis}/{n.quantity}": float(value) for n, value in numbers if not n.place and np.isfinite(value)}
 

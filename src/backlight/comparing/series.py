@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backlight.numerics.bootstrap import Interval, mean_interval, skewed_mean_interval
-from backlight.numerics.proportions import paired_difference_interval
+from backlight.numerics.proportions import paired_difference_interval, share_interval
 from backlight.numerics.student import student
 from backlight.results.claim import Sample
 from backlight.results.result import Row
@@ -59,6 +59,15 @@ class Series:
         return replace(self, numbers=tuple(numbers), ends=self.ends[:, at], samples=samples)
 
 
+def with_intervals(series: Series) -> Array:
+    """Value, low, high of each number, also where only its samples are known.  Shapes: (3, K)."""
+    samples = series.samples
+    if samples is None or np.isfinite(series.ends[1]).any() or samples.shape[1:] != (len(series.numbers),):
+        return series.ends
+    own = OWN.get(series.paired)
+    return series.ends if own is None else np.stack(own(finite(samples)))
+
+
 # --- intervals of a difference
 
 
@@ -85,6 +94,15 @@ def changes(first: Array, second: Array) -> Interval:
 def batch_means(first: Array, second: Array) -> Interval:
     """Of means over a few mini-batches."""
     return Interval(*np.transpose([student(column.tolist()) for column in (second - first).T]))
+
+
+#: How a number of one model has an interval, by how a difference of two has one.
+OWN: dict[Paired | None, Callable[[Array], Interval]] = {
+    means: mean_interval,
+    skewed_means: skewed_mean_interval,
+    shares: share_interval,
+    batch_means: lambda samples: batch_means(np.zeros_like(samples), samples),
+}
 
 
 def finite(differences: Array) -> Array:

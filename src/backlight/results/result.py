@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,7 +39,7 @@ def columns(name: str, interval: Iterable[Any]) -> Row:
     return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, interval), strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The result of one analysis of one model."""
 
@@ -58,6 +59,30 @@ class Result:
     def rows(self) -> list[Row]:
         """A tidy table: a row an observation, the same keys in each, the model first."""
         return [{"model": self.model, **row} for row in self.table]
+
+    def __repr__(self) -> str:
+        """Model, analysis and verdicts in a line.
+
+        >>> from backlight.analyses.calibration.measure import Calibration
+        >>> Calibration("demo-cnn", [], [], {"images": 500})
+        <calibration of demo-cnn, 500 images: no claims>
+        """
+        verdicts = ", ".join(f"{claim.id.partition('/')[2]} {claim.verdict}" for claim in self.claims) or "no claims"
+        images = f", {count:,} images" if isinstance(count := self.provenance.get("images"), int) else ""
+        return f"<{self.analysis} of {self.model}{images}: {verdicts}>"
+
+    def _repr_html_(self) -> str:
+        """The figure, the claims and the first rows, for notebooks."""
+        from backlight.results.notebook import as_html
+
+        return as_html(f"{self.model}: {self.analysis}", self.figure(), self.claims, self.rows())
+
+    def to_pandas(self) -> Any:
+        """The rows as a DataFrame; as a table of pyarrow if pandas is not installed."""
+        import pyarrow as pa
+
+        table = pa.Table.from_pylist(self.rows())
+        return table.to_pandas() if find_spec("pandas") else table
 
     def draw(self, ax: Axes, panel: str | None = None) -> None:
         """Draw one panel (default: the first) on ``ax`` as the paper does.  Errors: UserError if there is none so called."""

@@ -66,8 +66,8 @@ def _result_type(analysis: str, folder: Path) -> type[Result]:
         raise UserError(f"{folder / DOCUMENT}: {error}") from error
 
 
-def folder_name(model: str) -> str:
-    """A model's name as the name of a folder, and the same for no other model.
+def folder_name(model: str, *, chosen: bool = False) -> str:
+    """A model's name as the name of a folder, and the same for no other model.  ``chosen``: the user gave it this name.
 
     Its end is a hash where the name is that of a file or folder, is long, begins with a dot, ends as a file of a study does,
     or has capitals, which some file systems do not distinguish.
@@ -75,7 +75,7 @@ def folder_name(model: str) -> str:
     >>> folder_name("torchvision:resnet50")
     'torchvision%3Aresnet50'
     """
-    name, place = quote(model, safe="=(),", errors="surrogateescape"), place_of(model)
+    name, place = quote(model, safe="=(),", errors="surrogateescape"), None if chosen else place_of(model)
     fits = 0 < len(name) <= LONGEST and not name.startswith(".") and not name.endswith((".json", ".html"))
     if fits and place is None and model == model.lower():
         return name
@@ -85,7 +85,7 @@ def folder_name(model: str) -> str:
 
 def home_of(folder: Path, cell: Cell) -> Path:
     """The folder of a cell's model."""
-    return folder / folder_name(cell.model)
+    return folder / folder_name(cell.model, chosen=cell.model in cell.aliases)
 
 
 def result_folder(folder: Path, cell: Cell) -> Path:

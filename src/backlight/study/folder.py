@@ -24,7 +24,7 @@ from backlight.locks import locked
 from backlight.records import Damaged, R, Record, read_record
 from backlight.results.result import DOCUMENT, Result, Row
 from backlight.settings import options
-from backlight.study.cells import REASON, Reason, folder_name, home_of, load, write_record
+from backlight.study.cells import REASON, Reason, home_of, load, write_record
 from backlight.study.plan import Cell
 from backlight.study.settings import StudySettings
 
@@ -127,9 +127,9 @@ def read_request(folder: Path) -> StudyRequest | None:
     return read_record(folder / REQUEST, StudyRequest)
 
 
-def store_model(folder: Path, units: ModelUnits) -> None:
-    """Write down what a model is."""
-    write_record(folder / folder_name(units.model) / UNITS, units)
+def store_model(folder: Path, cell: Cell, units: ModelUnits) -> None:
+    """Write down what the model of a cell is."""
+    write_record(home_of(folder, cell) / UNITS, units)
 
 
 # --- reading

@@ -99,7 +99,7 @@ class Identities:
 def sources(name: str, cell: Cell) -> Iterator[str]:
     """The ``source`` that this name can have, among those that were measured with the installed packages."""
     try:
-        for content in source_sha256s(parse(name), pretrained=cell.shared.pretrained):
+        for content in source_sha256s(parse(cell.spec(name)), pretrained=cell.shared.pretrained):
             yield source_digest(name, cell, content)
     except UserError:  # loading says it
         return

@@ -45,7 +45,7 @@ class Identity:
 
 def source_digest(name: str, cell: Cell, content: str) -> str:
     """The ``source`` of a model with this content, as `source_sha256s` says it."""
-    return digest([name, cell.shared.pretrained, cell.shared.seed, dict(versions()), content])
+    return digest([cell.spec(name), cell.shared.pretrained, cell.shared.seed, dict(versions()), content])
 
 
 def digest(values: Any) -> str:

@@ -34,7 +34,7 @@ class Loaded:
         self.cell, self.identities = cell, identities
         self._data: dict[Any, Any] = {}
         self._failure: Exception | None = None
-        self._looked = False
+        self._looked, self.word = False, ""
 
     def look(self, folder: Path | None, show: Show) -> None:
         """Load the model, write down its units, and say what is unusual; once.  Errors: those of a model that fails."""
@@ -52,8 +52,10 @@ class Loaded:
         images = to_model(self.first_images(self.cell)[:2], self.model)
         if caution := check_repeats(self.model, images):
             show(f"{self.cell.model}: {caution}")
+        about = self._units(images)
+        self.word = about.word
         if folder:
-            store_model(folder, self._units(images))
+            store_model(folder, self.cell, about)
 
     def first_images(self, cell: Cell) -> Tensor:
         """The first batch of the images that a cell is about."""
@@ -99,9 +101,9 @@ def placed(name: str, cell: Cell) -> Any:
 
 def model_of(name: str, cell: Cell) -> Any:
     """A model; a random one has as many outputs as the data have classes, unless these are given as outputs."""
-    shared, classes = cell.shared, None
-    if not shared.pretrained and is_architecture(name) and cell.classes is None:
+    shared, spec, classes = cell.shared, cell.spec(name), None
+    if not shared.pretrained and is_architecture(spec) and cell.classes is None:
         data, split = cell.data
         images = open_data(data, split, root=shared.data_root, download=shared.download, limit=None, seed=shared.seed)
         classes = len(images.classes) or None
-    return load_model(name, pretrained=shared.pretrained, num_classes=classes, seed=shared.seed)
+    return load_model(spec, pretrained=shared.pretrained, num_classes=classes, seed=shared.seed)

@@ -22,9 +22,8 @@ OWN = ("timm", "backlight")  # packages whose versions stand for what they regis
 
 def model_identity(name: str, model: nn.Module, cell: Cell) -> ModelIdentity:
     """What a model is.  ``model``: as it is measured."""
-    return ModelIdentity(
-        source_sha256(name, cell), all_numbers(model), configuration(model), code_sha256(factory_location(parse(name)))
-    )
+    code = code_sha256(factory_location(parse(cell.spec(name))))
+    return ModelIdentity(source_sha256(name, cell), all_numbers(model), configuration(model), code)
 
 
 def all_numbers(model: nn.Module) -> str:
@@ -42,7 +41,7 @@ def configuration(model: nn.Module) -> str:
 def source_sha256(name: str, cell: Cell) -> str | None:
     """A hash of what a name stands for; None for what only the loaded model says."""
     try:
-        content = source_of(parse(name), pretrained=cell.shared.pretrained)
+        content = source_of(parse(cell.spec(name)), pretrained=cell.shared.pretrained)
     except UserError:  # loading says it
         return None
     return None if content is None else source_digest(name, cell, content)

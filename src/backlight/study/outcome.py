@@ -22,6 +22,7 @@ class Outcome:
     applicable: bool = True  # False: the analysis has no answer for this model, and ``error`` says why
     identity: Identity | None = None  # of what was measured, if it is to be stored
     place: Path | None = None  # the folder of the result, once it is stored
+    word: str = ""  # of the model, if it was loaded
     missing: int = 0  # pieces that other shards have still to compute; the result is saved once this is 0
     seconds: float = 0.0  # its share of the time that its task took
     busy: bool = False  # another process measures it

@@ -12,6 +12,7 @@ from backlight.analyses.catalog import entry
 from backlight.analyses.entry import Analysis
 from backlight.data.given_classes import GivenClasses, read_classes
 from backlight.errors import UserError, did_you_mean
+from backlight.model_names.alias import aliases, split
 from backlight.settings import options
 from backlight.study.settings import StudySettings
 from backlight.tracing.corrections import Corrections, corrections_in
@@ -23,12 +24,17 @@ BATCH_SIZE = 32
 class Cell:
     """One analysis of one model."""
 
-    model: str
+    model: str  # its name
     analysis: str
     settings: Mapping[str, Any]  # all settings of the analysis
     shared: StudySettings
     corrections: Mapping[str, Corrections] = field(default_factory=dict)  # by model
     classes: GivenClasses | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)  # name -> MODEL, where a model has a name of its own
+
+    def spec(self, name: str) -> str:
+        """The MODEL of this name."""
+        return self.aliases.get(name, name)
 
     @property
     def entry(self) -> Analysis:
@@ -67,7 +73,7 @@ class Cell:
 
 
 def plan(models: Sequence[str], analyses: Mapping[str, Mapping[str, Any]], settings: StudySettings) -> list[Cell]:
-    """A cell for each model and analysis (name -> settings).
+    """A cell for each model and analysis (name -> settings).  A model may be given as NAME=MODEL, and is then called NAME.
 
     The settings of an analysis may hold ``models``, its own list of them.
     Errors: UserError for an unknown analysis, settings that it does not have, or a wrong file of corrections or classes.
@@ -75,16 +81,18 @@ def plan(models: Sequence[str], analyses: Mapping[str, Mapping[str, Any]], setti
     if settings.labels and not settings.data:
         raise UserError("labels are those of a folder of images: give it with --data FOLDER")
     cells, corrections = [], corrections_in(settings.units)
+    known_as = aliases([*models, *(model for values in analyses.values() for model in values.get("models", ()))])
     classes = read_classes(Path(settings.classes)) if settings.classes else None
     for name, values in analyses.items():
         own = {key: value for key, value in values.items() if key != "models"}
         checked = entry(name).checked(own, f"[{name}]")
-        cells += [Cell(model, name, checked, settings, corrections, classes) for model in values.get("models", models)]
+        for model in dict.fromkeys(split(each)[0] for each in values.get("models", models)):
+            cells.append(Cell(model, name, checked, settings, corrections, classes, known_as))
     known = {model for cell in cells for model in cell.models}
     for model, of_model in corrections.items():
         if model not in known:
             raise UserError(f"{of_model.where}: model is {model!r}, which is not measured here{did_you_mean(model, known)}")
-    order = list(dict.fromkeys([*models, *(cell.model for cell in cells)]))
+    order = list(dict.fromkeys([*(split(each)[0] for each in models), *(cell.model for cell in cells)]))
     return sorted(cells, key=lambda cell: order.index(cell.model))
 
 

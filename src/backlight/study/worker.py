@@ -56,7 +56,8 @@ class Worker:
             started = time.perf_counter()
             for outcome in self._measured(left, task.shard) if left else ():
                 saved = self._saved(outcome)
-                yield replace(saved, seconds=(time.perf_counter() - started) / len(left))
+                seconds = (time.perf_counter() - started) / len(left)
+                yield replace(saved, word=self._loaded.word if self._loaded else "", seconds=seconds)
 
     def _take(self, locks: ExitStack, cell: Cell, task: Task) -> bool:
         """Whether nobody else measures the cell; it is then locked.  Shards measure one cell together."""

@@ -211,7 +211,7 @@ class AttackScores:
         return {name: [float(x) for x in share_interval(share)] for name, share in shares.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adversarial(Result):
     """A row for each epsilon and attack: accuracy, NLL, their change from the clean images, and the success rate.
 

@@ -230,7 +230,7 @@ def _claims(rows: Sequence[Row], metrics: Sequence[np.ndarray], resamples: int, 
     ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Attention(Result):
     """One row per head: distance (pixels), entropy (nats), NMI and the share above frequency zero, each with its 95% interval.
 

@@ -254,7 +254,7 @@ def _ranges(metrics: Iterable[str]) -> tuple[Array, Array]:
     return least, most
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration(Result):
     """One row per metric, with its 95% interval.
 

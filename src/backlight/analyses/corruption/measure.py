@@ -258,7 +258,7 @@ def _ratios(means: NDArray[np.float64], groups: list[Group], alexnet: Sequence[f
     return ratios
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Corruption(Result):
     """A row for each corruption and severity; "clean" has severity 0, "mean" is over corruptions, None over severities.
 

@@ -189,7 +189,7 @@ def _stored(field: Tensor) -> np.ndarray:
     return (small / small.max().clamp_min(torch.finfo(small.dtype).tiny)).float().numpy()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Erf(Result):
     """A row for each unit and share: side (pixels) and area (share of the image) of the square, each with its 95% interval.
 

@@ -151,7 +151,7 @@ class Spectra:
         return claims, steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fourier(Result):
     """One row per unit and frequency: Δ log amplitude and transfer in nepers, each with its 95% interval.
 

@@ -310,7 +310,7 @@ def _products(per_batch: Sequence[int]) -> dict[str, float]:
     return {"mean": round(float(np.mean(per_batch)), 2), "max": max(per_batch), "total": sum(per_batch)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HessianSpectrum(Result):
     """One row per eigenvalue: batch, block of the Hessian, rank by magnitude, residual |Hv - eigenvalue v|, products.
 

@@ -21,7 +21,7 @@ LABELS = {"nll": "NLL above its minimum (nats)", "loss": "Loss above its minimum
 AXES = {"random": "Direction", "eigenvectors": "Eigenvector", "path": "Principal axis"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Landscape(Result):
     """A row per grid point, x fastest: NLL, weight decay, their sum ``loss`` (nats), accuracy and ECE (fractions).
 

@@ -355,7 +355,7 @@ def _claims(silenced: Sequence[Unit], correct: np.ndarray) -> list[Claim]:
     return claims
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Lesion(Result):
     """One row per lesion: accuracy and NLL with it, and the change from the intact model, which is the row of ``unit`` -1.
 

@@ -231,7 +231,7 @@ def _heat_map(noises: ImageNoise, batch_errors: list[np.ndarray]) -> dict[str, n
     return {"basis": np.stack(plane), "basis_frequencies": np.stack(frequencies)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Noise(Result):
     """A row for each severity and band: accuracy, NLL and their change from the clean images.
 

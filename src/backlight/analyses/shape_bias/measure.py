@@ -71,7 +71,7 @@ def bias_table(answers: NDArray[np.int64], outline: NDArray[np.int64], texture: 
 SHARES = ("shape_bias", "by_shape", "by_texture", "by_neither")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ShapeBias(Result):
     """A row for all images, and one for each outline.
 

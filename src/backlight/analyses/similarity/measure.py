@@ -273,7 +273,7 @@ def _claim(id: str, statement: str, source: str, quantity: str, interval: Interv
     return Claim.of_sign("positive", interval, count=batches, over="mini-batches", **about)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Similarity(Result):
     """One row per pair: CKA of the stream after a unit and after an ``other_`` unit, with its 95% interval over mini-batches.
 

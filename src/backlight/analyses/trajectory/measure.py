@@ -187,7 +187,7 @@ def _claim(scores: Array, resamples: int, seed: int) -> Claim:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trajectory(Result):
     """A row per snapshot, the model last.
 

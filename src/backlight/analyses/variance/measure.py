@@ -158,7 +158,7 @@ class Variances:
         return [[(kind, after) for _, kind, after in stage] for _, stage in groupby(units, key=itemgetter(0))]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Variance(Result):
     """One row per unit: the variance of the stream after it with its 95% interval; ``unit`` -1 is the stem.
 
