@@ -239,11 +239,38 @@ def run_and_tell(
 def report_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that --out of an analysis or a study names.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: FOLDER/report.html.")] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve the page on this machine; it loads itself again while a study runs.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Of --serve; default: any that is free.")] = 0,
+    images: Annotated[
+        bool, typer.Option("--images", help="With small pictures of the images that a lesion flips, from the data set.")
+    ] = False,
+    node_data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the numbers of units as node data of Model Explorer instead.")
+    ] = None,
 ) -> None:
-    """Write the page and print where."""
+    """Write the page and print where, or serve it, or write node data."""
     from backlight.report import write_report
 
-    write(f"{write_report(folder, out)}\n")
+    if serve:
+        serve_page(folder, port)
+    elif node_data:
+        from backlight.report.node_data import write_node_data
+        from backlight.study.folder import read_study
+
+        write("".join(f"{path}\n" for path in write_node_data(read_study(folder), node_data)))
+    else:
+        write(f"{write_report(folder, out, images=images)}\n")
+
+
+def serve_page(folder: Path, port: int) -> None:
+    """Serve until a signal."""
+    from backlight.report.serving import serving
+
+    with serving(folder, port) as server:
+        say(f"the page of {folder} is at http://127.0.0.1:{server.server_port}/ ; Ctrl-C ends it")
+        server.serve_forever(poll_interval=0.2)
 
 
 def collect_command(

@@ -1,6 +1,6 @@
 """A folder of results -> one HTML page that needs nothing else: no network, no fonts, no server.
 
-The page is a template filled with sentences and tables, one JSON of the numbers, one script that draws the charts from
+The page is a template filled with sentences and tables, the numbers as compressed JSON, one script that draws the charts from
 it, and Plotly, once.  The same folder gives the same bytes.  A file in ``sections/`` gives an analysis its own section.
 """
 
@@ -16,19 +16,16 @@ from backlight.study.folder import read_study
 
 __all__ = ["write_report"]
 
-#: A page must open on a phone and fit in a mail; half of it is Plotly.
-LARGEST = 10_000_000
 
-
-def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
+def write_report(folder: str | Path, out: str | Path | None = None, *, images: bool = False) -> Path:
     """Write the page of a study's folder, or of any folder of saved results, and return where: ``FOLDER/report.html``.
 
-    Errors: UserError if there is no such folder, no result in it, or more than a page can hold.
+    ``images``: with small pictures of images that lesions flip, read from the data set, which must be on this machine.
+
+    Errors: UserError if there is no such folder, no result in it, or the page cannot be written.
     """
     folder = Path(folder)
-    page = html(checked(read_study(folder))).encode()
-    if len(page) >= LARGEST:
-        raise UserError(f"the page of {folder} would be {len(page) / 1e6:.0f} MB; report fewer models at a time")
+    page = html(checked(read_study(folder)), images=images).encode()
     path = Path(out) if out is not None else folder / "report.html"
     try:
         write_atomic(path, page)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from backlight.claims.findings import Finding
-from backlight.report import words
+from backlight.report import samples, words
+from backlight.results.result import Result, Row
 from backlight.study.folder import Study
 
 Statement = dict[str, Any]
@@ -42,13 +43,13 @@ def grouped(study: Study, findings: Sequence[Finding]) -> list[Statement]:
             "source": group[0].claim.source,
             "docs": group[0].docs,
             "quantity": words.merged([finding.claim.quantity for finding in group]),
-            "entries": [entry(finding, numbers) for finding in group],
+            "entries": [entry(finding, numbers, study.models[numbers[finding.models[0]]].results) for finding in group],
         }
         for (id, statement), group in groups.items()
     ]
 
 
-def entry(finding: Finding, numbers: Mapping[str, int]) -> dict[str, Any]:
+def entry(finding: Finding, numbers: Mapping[str, int], results: Mapping[str, Result]) -> dict[str, Any]:
     """A finding: its models by number, verdict, effect, what it rests on, and what to know beside it."""
     claim = finding.claim
     correction = finding.verdict.removeprefix(claim.verdict).strip(" ()")
@@ -58,6 +59,19 @@ def entry(finding: Finding, numbers: Mapping[str, int]) -> dict[str, Any]:
         "correction": correction,
         "caution": finding.caution,
         "measured": words.measured(claim),
-        "rests_on": words.rests_on(claim),
+        "rests_on": samples.of_claim(claim, results.get(finding.analysis)),
         "remarks": [remark for remark in (claim.reason, finding.unknown) if remark],
     }
+
+
+def rows(study: Study, findings: Iterable[Finding]) -> list[Row]:
+    """Every finding as a row, with its models by number and its numbers in words: what the page downloads and lists."""
+    numbers = {model.name: i for i, model in enumerate(study.models)}
+    return [
+        {
+            **finding.row(),
+            **entry(finding, numbers, study.models[numbers[finding.models[0]]].results),
+            "verdict": finding.claim.verdict,
+        }
+        for finding in findings
+    ]

@@ -61,9 +61,19 @@ def measured(claim: Claim) -> str:
     return interval(claim.value, claim.low, claim.high) if math.isfinite(claim.value) else ""
 
 
-def rests_on(claim: Claim) -> str:
-    """What the interval of a claim is over; empty if over nothing."""
-    return counted(claim.count, ONE_OF[claim.over], claim.over) if claim.count else ""
+def rests_on(claim: Claim, split: str = "") -> str:
+    """What the interval of a claim is over, images with their split; empty if over nothing."""
+    before = f"{split} " if split and claim.over == "images" else ""
+    return counted(claim.count, before + ONE_OF[claim.over], before + claim.over) if claim.count else ""
+
+
+def unit_of(quantity: str) -> str:
+    """The unit at the end of what a claim measures.
+
+    >>> unit_of("accuracy, ViT less CNN (percentage points)"), unit_of("signed ECE, confidence minus accuracy")
+    ('percentage points', '')
+    """
+    return quantity[quantity.rindex("(") + 1 : -1] if quantity.endswith(")") else ""
 
 
 def series(words: Iterable[str]) -> str:

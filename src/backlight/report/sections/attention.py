@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from backlight.report.sections.section import Chart, Metrics, Results, Section, from_to
+from backlight.report.sections.section import Chart, Fact, Metrics, Results, Section, from_to
 from backlight.report.words import interval
 from backlight.results.result import Result, Row, columns
 
@@ -70,4 +70,5 @@ SECTION = Section(
     figures=figures,
     metrics=metrics,
     derived={"attention/mean": mean},
+    of_unit=tuple(Fact("attention/mean", metric, f"Attention: {tab}") for metric, (tab, _) in NAMES.items()),
 )

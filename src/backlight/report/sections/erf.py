@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import groupby
 
-from backlight.report.sections.section import Chart, Results, Section
+from backlight.report.sections.section import Chart, Fact, Results, Section
 from backlight.report.words import number
 from backlight.results.result import Result, Row
 
@@ -53,4 +53,5 @@ SECTION = Section(
     needs=("unit", "kind", "stage", "module", "share", "side", "side_low", "side_high"),
     figures=figures,
     derived={"erf/half": lambda result: of_units(result, half), "erf/most": lambda result: of_units(result, most)},
+    of_unit=(Fact("erf/half", "side", "Side of half the receptive field (pixels)"),),
 )

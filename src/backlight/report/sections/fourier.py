@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backlight.report.sections.section import Chart, Results, Section, from_to, last_of_unit
+from backlight.report.sections.section import Chart, Fact, Results, Section, from_to, last_of_unit
 from backlight.report.words import number
 from backlight.results.result import Result, Row
 
@@ -62,4 +62,10 @@ SECTION = Section(
     needs=("unit", "kind", "stage", "module", "frequency", "delta", "delta_low", "delta_high", "transfer"),
     figures=figures,
     derived={"fourier/steps": steps},
+    of_unit=(
+        Fact("fourier", "delta", "Δ log amplitude (nepers)"),
+        Fact("fourier", "high_step", "Its step at the highest frequency"),
+        Fact("fourier", "mean_step", "Its step at the mean"),
+        Fact("fourier", "transfer", "Transfer, highest frequency"),
+    ),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from backlight.report.sections.section import Chart, Metrics, Results, Section
+from backlight.report import flips
+from backlight.report.sections.section import Chart, Fact, Metrics, Results, Section
 from backlight.report.words import interval
 from backlight.results.result import Result, Row
 
@@ -47,7 +48,7 @@ def metrics(results: Results) -> Metrics | None:
 
 def singles(result: Result) -> list[Row]:
     """The rows of single units, without heads and pairs."""
-    return [row for row in result.table if row["unit"] >= 0 and row.get("lesion", "unit") == "unit"]
+    return [row for row in result.table if row["lesion"] == "unit"]
 
 
 def _position(summary: list[Row], position: str, kinds: str) -> str:
@@ -59,7 +60,7 @@ def _position(summary: list[Row], position: str, kinds: str) -> str:
 
 
 def _pairs(result: Result | None) -> list[Row]:
-    return [row for row in result.table if row.get("lesion") == "pair"] if result is not None else []
+    return [row for row in result.table if row["lesion"] == "pair"] if result is not None else []
 
 
 def _strongest(result: Result | None) -> str:
@@ -104,8 +105,15 @@ SECTION = Section(
         "The letters under the bars are the units in order (a attention, c convolution, m MLP), dotted lines separate "
         "stages, and if an interval contains zero these images do not show whether the unit is needed."
     ),
-    needs=("unit", "kind", "stage", "module"),
+    needs=("unit", "kind", "stage", "module", "lesion"),
     figures=figures,
     metrics=metrics,
-    derived={"lesion/units": singles},
+    derived={"lesion/units": singles, "lesion/flips": flips.counts},
+    of_unit=(
+        Fact("lesion/units", "accuracy_change", "Accuracy without it (points)", 100),
+        Fact("lesion/units", "nll_change", "NLL without it (nats)"),
+        Fact("lesion/flips", "wronged", "Images it turns wrong"),
+        Fact("lesion/flips", "righted", "Images it turns right"),
+        Fact("lesion/units", "distance", "Outputs without it (1 - cosine)"),
+    ),
 )  # fmt: skip

@@ -37,6 +37,16 @@ class Metrics:
     rows: Sequence[tuple[str, str, Sequence[str]]]
 
 
+@dataclass(frozen=True)
+class Fact:
+    """A number in the panel of a unit: a column of a table with rows about units, its name with the unit, and its factor."""
+
+    table: str
+    column: str
+    name: str
+    scale: float = 1
+
+
 def _none(results: Results) -> list[Any]:
     return []
 
@@ -52,6 +62,7 @@ class Section:
     metrics: Callable[[Results], Metrics | None] = lambda results: None
     rows: bool = False  # show the rows themselves, too
     derived: Mapping[str, Callable[[Result], list[Row]]] = field(default_factory=dict)  # tables made for charts
+    of_unit: Sequence[Fact] = ()  # its numbers in the panel of a unit
 
 
 def last_of_unit(result: Result) -> list[Row]:

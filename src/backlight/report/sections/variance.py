@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backlight.report.sections.section import Chart, Results, Section, finite, from_to, last_of_unit
+from backlight.report.sections.section import Chart, Fact, Results, Section, finite, from_to, last_of_unit
 
 #: Ratio of the largest to the smallest variance above which a linear axis hides small ones.
 WIDE = 30
@@ -33,4 +33,5 @@ SECTION = Section(
     ),
     needs=("unit", "kind", "stage", "module", "variance", "variance_low", "variance_high"),
     figures=figures,
+    of_unit=(Fact("variance", "variance", "Variance after it"),),
 )
