@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 def summary() -> ModuleType:
     """examples/survey/summary.py, which is no package."""
     spec = importlib.util.spec_from_file_location("survey_summary", ROOT / "examples/survey/summary.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
