@@ -100,12 +100,12 @@ def test_workers_that_die_or_hang_fail_their_cells_and_the_rest_goes_on(tmp_path
     said: list[Any] = []
     models = ["killed.py:make", "crashes.py:make", "hangs.py:make", "works.py:make"]
     running = run_study(
-        models, {"calibration": {}}, SMALL, tmp_path / "out", engine="processes:2", timeout=25, show=said.append
+        models, {"calibration": {}}, SMALL, tmp_path / "out", engine="processes:2", timeout=16, show=said.append
     )  # fmt: skip
     errors = {outcome.model.partition(".")[0]: outcome.error for outcome in running}
     assert errors["killed"] == "the process that measured it was killed, probably because the memory was used up"
     assert errors["crashes"] == "the process that measured it was ended by SIGSEGV: something is wrong"
-    assert errors["hangs"] == "it took longer than --timeout 25 s allows a cell"
+    assert errors["hangs"] == "it took longer than --timeout 16 s allows a cell"
     assert errors["works"] == ""
     again = [line for line in said if isinstance(line, str) and "tried once more" in line]
     assert len(again) == 1

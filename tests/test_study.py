@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import TINY, TINY_ALTERNATING
 
@@ -20,6 +21,7 @@ from backlight.analyses.catalog import CATALOG
 from backlight.cli.analyses import DEMO
 from backlight.errors import UserError
 from backlight.settings import options
+from backlight.study.budget import Budgeted
 from backlight.study.cells import folder_name, load
 from backlight.study.config import read_config
 from backlight.study.estimate import SAVING, Probe, estimate, images_of
@@ -407,3 +409,46 @@ def test_a_model_has_the_name_that_it_is_given(run, tmp_path: Path) -> None:
     code, out_text, _ = run("calibration", f"a={TINY}", *SMALL_WORDS, "--csv")
     assert code == 0
     assert out_text.splitlines()[1].startswith("a,")
+
+
+def test_a_budget_ends_an_analysis_with_a_random_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time goes on by a second a batch: with 3 seconds, three batches of 8 images, the same ones for both analyses."""
+    clock = iter(range(10_000))
+    monkeypatch.setattr("backlight.study.budget.time.monotonic", lambda: next(clock))
+    shared = replace(SMALL, limit=80, batch_size=8, budget="3s")
+    done = {
+        o.analysis: o.result for o in run_study([TINY], {"variance": {}, "calibration": {}, "lesion": {}}, shared, tmp_path)
+    }
+    for result in done.values():
+        assert result is not None
+        assert result.provenance["budget"] == {"seconds": 3.0, "stopped": True, "images": 24}
+        assert result.provenance["images"] == 24
+    (whole,) = run_study([TINY], {"calibration": {}}, replace(shared, budget="1h"))
+    (plain,) = run_study([TINY], {"calibration": {}}, replace(SMALL, limit=80, batch_size=8))
+    assert whole.result is not None
+    assert plain.result is not None
+    assert whole.result.provenance["budget"]["stopped"] is False
+    both = [np.sort(o.result.arrays["per_image/scores"], axis=None) for o in (whole, plain)]
+    np.testing.assert_allclose(*both, rtol=1e-4)
+    assert not np.array_equal(whole.result.arrays["per_image/scores"], plain.result.arrays["per_image/scores"])
+
+
+def test_a_later_pass_has_the_batches_of_the_first() -> None:
+    batches = [(np.zeros((10, 1)), None)] * 9
+    limited = Budgeted(batches, 0.0)
+    assert [len(list(limited)) for _ in range(3)] == [2, 2, 2]  # 20 images are the least
+    assert len(limited) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--budget", "soon"], "budget is 'soon'; it must be a time such as 90s, 30m or 2h"),
+        (["--budget", "0s"], "budget is '0s'; it must be a time"),
+        (["--budget", "3s", "--analyses", "hessian"], "hessian goes over mini-batches: give it fewer"),
+    ],
+)
+def test_a_wrong_budget_is_one_sentence(run, tmp_path: Path, words: list[str], sentence: str) -> None:
+    code, out, err = run("study", "--models", TINY, "--out", tmp_path, "--plan", *words)
+    assert (code, out) == (2, "")
+    assert sentence in err

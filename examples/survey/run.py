@@ -3,7 +3,7 @@
     python examples/survey/run.py [--out runs/survey] [--engine processes:2] [--timeout 900]
 
 One command, which resumes.  It runs the study of `survey.toml`, then `erf` of the same models over fewer images (each unit
-takes a backward pass), and writes the table of all rows and the page.
+takes a backward pass).  `backlight collect` makes the table and `summary.py` the page.
 """
 
 from __future__ import annotations

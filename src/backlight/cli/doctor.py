@@ -14,6 +14,7 @@ EXTRAS = {
     "datasets": ("hf", "data named hfds/... and hfids/..."),
     "webdataset": ("wds", "data named wds/..."),
     "imagecorruptions": ("corruptions", "the corruptions frost and spatter"),
+    "ray": ("ray", "studies on a Ray cluster"),
     "tensorboard": ("tensorboard", "training logs for TensorBoard"),
     "wandb": ("wandb", "training logs for Weights & Biases"),
 }

@@ -114,7 +114,7 @@ def lanczos(
     basis, another random vector is added.  ``distinct`` states that none occurs twice, as in the Hessian of a trained
     network; then the sum of all start vectors starts the basis, which saves a fifth of the products.
 
-    A pair has converged if the bound on the error of its value (`errors`) is at most tol |value|, and if the guards have
+    A pair has converged if the bound on the error of its value (`errors`) is at most tol abs(value), and if the guards have
     converged.  Memory: the basis, at most ``memory`` bytes if 3 (k + 4) vectors fit.
     Errors: UserError for a setting out of bounds, or a product that is not finite.
     """

@@ -6,12 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from backlight.analyses.single_pass import described
+from backlight.data.image_set import ImageSet
 from backlight.data.loading import load_data
 from backlight.data.opening import open_data
 from backlight.devices import device_named, dtype_named
+from backlight.errors import UserError
 from backlight.inputs import to_model
 from backlight.models.cost import parameters
 from backlight.models.sources.load import is_architecture, load_model
@@ -76,8 +79,9 @@ class Loaded:
         key = name, split, cell.batch_size
         if key not in self._data:
             shared = cell.shared
+            source = in_random_order(cell) if shared.budget else name
             self._data[key] = load_data(
-                name, model=self.model, split=split, limit=shared.limit, seed=shared.seed,
+                source, model=self.model, split=split, limit=shared.limit, seed=shared.seed,
                 batch_size=cell.batch_size, workers=shared.workers, root=shared.data_root, download=shared.download,
                 classes=cell.classes,
             )  # fmt: skip
@@ -88,6 +92,15 @@ class Loaded:
         traced = units(self.model, images)
         rows = [UnitRow(**described(u), shape=list(u.shape), identity=u.identity, removable=bool(u.branch)) for u in traced]
         return ModelUnits(self.cell.model, spell(traced), parameters(self.model), rows)
+
+
+def in_random_order(cell: Cell) -> Any:
+    """The images of a cell in an order that the seed decides: the first so many are a random sample.  Errors: UserError."""
+    shared, (name, split) = cell.shared, cell.data
+    images = open_data(name, split, root=shared.data_root, download=shared.download, limit=shared.limit, seed=shared.seed)
+    if not isinstance(images, ImageSet):
+        raise UserError(f"{name} can only be read in order, so a budget would not give a random sample: use --limit")
+    return images.take(np.random.default_rng(shared.seed).permutation(len(images)))
 
 
 def placed(name: str, cell: Cell) -> Any:

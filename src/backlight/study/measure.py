@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from backlight.files import PartialResults
 from backlight.progress import Counted, Show
 from backlight.results.result import Result
 from backlight.settings import options
+from backlight.study.budget import Budgeted
 from backlight.study.cells import home_of
 from backlight.study.identity import Identity
 from backlight.study.loaded import Loaded, model_of, placed
@@ -35,13 +36,17 @@ def measure(
     at: dict[str, Any] = {"at": list(shared.at) or None}
     title = f"{first.model}: {', '.join(cell.analysis for cell in cells)}"
     entry = first.entry
-    if entry.shares_a_pass(first.settings):
-        reducers = {cell.entry.reducer_type(): cell.entry.settings(**cell.settings) for cell in cells}
-        return single_pass(loaded.model, Counted(loaded.data(first), title, show), reducers, **at, **common)
     own = _objects(first)
     if entry.training_loss is None:
-        data = Counted(loaded.data(first), title, show)
-        return [entry.function(loaded.model, data, **own, **common, **(at if entry.reads_stream else {}))]
+        seconds = shared.budget_seconds
+        limited = Budgeted(loaded.data(first), seconds) if seconds else None
+        data = Counted(limited or loaded.data(first), title, show)
+        if entry.shares_a_pass(first.settings):
+            reducers = {cell.entry.reducer_type(): cell.entry.settings(**cell.settings) for cell in cells}
+            results = single_pass(loaded.model, data, reducers, **at, **common)
+        else:
+            results = [entry.function(loaded.model, data, **own, **common, **(at if entry.reads_stream else {}))]
+        return [with_budget(result, limited) for result in results]
     batches = _training_batches(loaded.model, first)
     if hasattr(entry.module, "plan"):
         title += f" ({entry.module.plan(loaded.model, batches, entry.settings(**_own_settings(first)))})"
@@ -50,6 +55,11 @@ def measure(
         "track": partial(Counted, what=title, show=show, unit="steps"),
     }
     return [entry.function(loaded.model, batches, **own, **common, **pieces, **({"shard": shard} if entry.shards else {}))]
+
+
+def with_budget(result: Result, limited: Budgeted | None) -> Result:
+    """The result, which says whether its time was over before it had seen all images."""
+    return result if limited is None else replace(result, provenance={**result.provenance, "budget": limited.said})
 
 
 def _own_settings(cell: Cell) -> dict[str, Any]:

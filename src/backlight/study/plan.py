@@ -84,6 +84,8 @@ def plan(models: Sequence[str], analyses: Mapping[str, Mapping[str, Any]], setti
     known_as = aliases([*models, *(model for values in analyses.values() for model in values.get("models", ()))])
     classes = read_classes(Path(settings.classes)) if settings.classes else None
     for name, values in analyses.items():
+        if settings.budget and entry(name).training_loss:
+            raise UserError(f"a budget ends analyses of single images early, and {name} goes over mini-batches: give it fewer")
         own = {key: value for key, value in values.items() if key != "models"}
         checked = entry(name).checked(own, f"[{name}]")
         for model in dict.fromkeys(split(each)[0] for each in values.get("models", models)):
