@@ -1,4 +1,4 @@
-"""The documentation follows the code: examples run, everything public has its place, links resolve.  `make docs` runs recipes."""
+"""The documentation follows the code: examples run, what is public has its place, links resolve (`make docs` runs recipes)."""
 
 from __future__ import annotations
 
