@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import shlex
 import sys
@@ -36,6 +38,21 @@ def test_the_examples_of_the_first_pages_run(page: Path, run, tmp_path: Path, mo
             assert program == "backlight"
             code, _, err = run(*["24" if word == "100" else word for word in words])
             assert code == 0, err
+
+
+def test_the_notebook_runs_and_its_last_values_show_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cell in turn, as a notebook does: the value of a last expression is shown."""
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "examples" / "first_steps.ipynb").read_text())["cells"]
+    names: dict[str, object] = {}
+    shown = []
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        *body, last = ast.parse("".join(cell["source"]).replace("limit=100", "limit=24")).body
+        assert isinstance(last, ast.Expr)
+        exec(compile(ast.Module(body, []), "notebook", "exec"), names)
+        shown.append(eval(compile(ast.Expression(last.value), "notebook", "eval"), names))
+    assert shown[0] == "ccc ccca ccca"
+    assert [hasattr(value, "_repr_html_") for value in shown] == [False, True, True, True, True]
 
 
 def test_there_are_ten_recipes_and_each_says_what_it_answers() -> None:
