@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -26,12 +27,14 @@ from known_models import (
     tower,
     unchanged,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from backlight import lesion
+from backlight import lesion, load_data, load_model
 from backlight.errors import UserError
 from backlight.numerics.bootstrap import skewed_mean_interval
+from backlight.tracing import replay
 from backlight.tracing.find import units
 from backlight.tracing.hooks import without
 
@@ -460,3 +463,95 @@ def test_one_image_has_no_interval():
     result = lesion(decisive(CLASSES), [(images, labels)])
     assert np.isnan([result.rows()[2]["accuracy_change_low"], result.rows()[2]["nll_change_high"]]).all()
     assert {claim.verdict for claim in result.claims} == {"undecided"}
+
+
+# --- modules that finished before the lesion are not run again
+
+
+class Awkward(nn.Module):
+    """In-place changes, a module that runs twice, a view, and a state: none of them may be handed back."""
+
+    num_classes = 10
+    pretrained_cfg: ClassVar = {"input_size": (1, 28, 28), "mean": (0.5,), "std": (0.5,)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.first, self.second, self.third = (
+            nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, padding=1)) for _ in range(3)
+        )
+        self.twice, self.view, self.act = nn.Conv2d(8, 8, 1), nn.Flatten(), nn.ReLU(inplace=True)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        stream = self.stem(images)
+        stream = stream + self.first(stream)
+        raw = stream
+        stream = self.act(stream) + raw  # raw is changed in place
+        stream = self.twice(self.twice(stream))
+        stream = stream + self.second(stream)
+        stream += self.third(stream)
+        return self.head(self.view(stream.mean((2, 3), keepdim=True)))
+
+
+REPLAYED = ["demo-cnn", "demo-vit", "demo-alternet", "test_vit", "test_resnet", "test_convnext2"]
+
+
+@pytest.mark.parametrize("name", [*REPLAYED, "awkward"])
+def test_handing_back_what_has_finished_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal to running every pass from the start: rows and the numbers of each image, for units, heads and pairs."""
+    model = (
+        Awkward().eval()
+        if name == "awkward"
+        else load_model(name, **({} if "demo" in name else {"pretrained": False, "num_classes": 10}))
+    )
+    data = load_data("fashion", model=model, limit=10, batch_size=5)
+    settings: dict[str, Any] = {"pairs": 2} | ({"heads": True} if "vit" in name or "alternet" in name else {})
+    before = {name: "forward" in module.__dict__ for name, module in model.named_modules()}
+    quick = lesion(model, data, **settings)
+    assert before == {name: "forward" in module.__dict__ for name, module in model.named_modules()}
+    monkeypatch.setattr(replay, "LIMIT", 3000)  # few outputs fit
+    little = lesion(model, data, **settings)
+    monkeypatch.setattr(replay, "tried", lambda *_: {})
+    plain = lesion(model, data, **settings)
+    for other in (little, plain):
+        assert str(other.table) == str(quick.table)
+        for key, array in plain.arrays.items():
+            np.testing.assert_array_equal(other.arrays[key], quick.arrays[key])
+            assert array.dtype == quick.arrays[key].dtype
+
+
+@pytest.mark.parametrize("name", ["demo-cnn", "demo-vit"])
+def test_all_lesions_take_little_more_than_half_of_the_passes(name: str) -> None:
+    """Multiply-accumulates, counted by torch: U + 1 passes from the start would be 1."""
+    model = load_model(name)
+    data = load_data("fashion", model=model, limit=8, batch_size=8)
+    ((images, _),) = data
+    with FlopCounterMode(display=False) as one, torch.inference_mode():
+        model(images)
+    count = len(lesion(model, data).table) - 1
+    with FlopCounterMode(display=False) as all_of_them:
+        lesion(model, data)
+    trials = 4 * one.get_total_flops() * 2 / 8  # a few passes of two images find the units and try the modules
+    assert all_of_them.get_total_flops() - trials < 0.65 * (count + 1) * one.get_total_flops()
+
+
+def test_a_module_in_front_of_the_lesion_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Awkward().eval()
+    images = torch.randn(2, 1, 28, 28)
+    with torch.inference_mode():
+        passes = replay.Replay(model, images)
+        names = passes.finished(passes.moment("third"))
+        assert "second" in names
+        assert "stem" in names
+        assert not names & {"act", "twice", "view", "third", "second.1"}
+        with passes.keeping():
+            expected = model(images)
+        runs: list[str] = []
+        model.second.register_forward_pre_hook(lambda *_: runs.append("hook"))
+        conv = model.second[2]
+        monkeypatch.setattr(conv, "forward", lambda *_: runs.append("ran"))
+        with passes.handing_back(names):
+            assert torch.equal(model(images), expected)
+        assert runs == ["hook"]

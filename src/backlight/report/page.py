@@ -143,6 +143,7 @@ def _own(name: str) -> str:
 def title(study: Study) -> str:
     """The page's title.
 
+    >>> from backlight.study.folder import Model
     >>> title(Study([Model("resnet18", [], None, {})], {}, []))
     'How resnet18 works'
     """

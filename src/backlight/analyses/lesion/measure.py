@@ -13,7 +13,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -37,8 +37,9 @@ from backlight.results.result import Result, Row, columns
 from backlight.tracing.attention_maps import AttentionCall, attention_calls, without_head
 from backlight.tracing.find import units
 from backlight.tracing.hooks import reading, without
+from backlight.tracing.replay import Replay
 from backlight.tracing.tap import Unit
-from backlight.tracing.trace import evaluating, model_name
+from backlight.tracing.trace import evaluating, model_name, plain_attention
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,13 +78,19 @@ def measure(
                 silenced, left_out = removable(model, images[:2], by_image=settings.replace != "zero")
                 lesions = _lesions(model, images[:2], silenced, settings, seed)
                 means = _means(model, data, silenced) if settings.replace == "mean" else {}
+                replay = Replay(model, images[:2])
+                finished = [lesion.finished_before(replay) for lesion in lesions]
             replacement = _replacement(settings.replace, len(images), means, generator)
-            intact = first_tensor(model(images))
+            with nullcontext() if replay.own_pass else replay.keeping():
+                intact = first_tensor(model(images))
+            if replay.own_pass:
+                with plain_attention(), replay.keeping():
+                    model(images)
             if settings.by == "accuracy":
                 answers.add(*checked_labels(intact, labels.to(intact.device) if labels is not None else None))
             rows = [scorer(intact, labels, intact)]
-            for lesion in lesions:
-                with lesion.applied(model, replacement):
+            for lesion, names in zip(lesions, finished, strict=True):
+                with replay.handing_back(names), lesion.applied(model, replacement):
                     rows.append(scorer(first_tensor(model(images)), labels, intact))
             batch_scores.append(np.stack(rows))
     if not batch_scores:
@@ -136,6 +143,13 @@ class _OneLesion:
     units: tuple[Unit, ...]
     attention: AttentionCall | None = None
     parts: tuple[int, ...] = ()  # of a pair: the indices of the lesions of each unit
+
+    def finished_before(self, replay: Replay) -> frozenset[str]:
+        """The modules that have finished before anything differs from the intact model."""
+        taps = [tap for unit in self.units for tap in unit.branch]
+        if self.attention is not None or any(tap.side == "function" for tap in taps):
+            return frozenset()  # calls of a function are counted from the start of the pass
+        return replay.finished(min(replay.moment(tap.module, entered=tap.side == "input") for tap in taps))
 
     def applied(self, model: nn.Module, replacement: Replacement) -> AbstractContextManager[Any]:
         """Within the block the model has this lesion."""
