@@ -20,7 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from backlight import lesion, load_data, load_model
 from backlight.tracing import replay
 
-
 MODELS = ["demo-cnn", "demo-vit", "demo-alternet", "vit_tiny_patch16_224", "resnet50"]
 
 
