@@ -1,9 +1,9 @@
-"""What fourier + variance + calibration cost on top of the bare forward pass.
+"""What the analyses that share a forward pass cost on top of it: fourier, variance, similarity, attention and calibration.
 
     python benchmarks/single_pass.py --out benchmarks/results/single_pass.json
 
 Bare pass and analyses run in turns over the same batches in memory, in one process; the numbers are medians over the
-rounds with their range.  ``reading`` is the pass with all three reducers attached, as a study runs it; ``whole`` is the
+rounds with their range.  ``reading`` is the pass with all reducers attached, as a study runs it; ``whole`` is the
 call from model and data to results: it adds finding the units and 1,000 bootstrap resamples, a cost for each study and not
 for each image.
 """
@@ -21,17 +21,27 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from backlight.analyses.attention.measure import Heads
 from backlight.analyses.calibration.measure import Confidence
 from backlight.analyses.calibration.settings import CalibrationSettings
+from backlight.analyses.entry import NoSettings
 from backlight.analyses.fourier.measure import Spectra
 from backlight.analyses.fourier.settings import FourierSettings
-from backlight.analyses.single_pass import find_streams, reading_streams, single_pass
+from backlight.analyses.similarity.measure import Grams
+from backlight.analyses.similarity.settings import SimilaritySettings
+from backlight.analyses.single_pass import readable_of, reading_all, single_pass
 from backlight.analyses.variance.measure import Variances
 from backlight.analyses.variance.settings import VarianceSettings
 from backlight.models.sources.load import load_model
 from backlight.results.provenance import versions
 
-REDUCERS = {Spectra: FourierSettings(), Variances: VarianceSettings(), Confidence: CalibrationSettings()}
+REDUCERS = {
+    Spectra: FourierSettings(),
+    Variances: VarianceSettings(),
+    Grams: SimilaritySettings(),
+    Heads: NoSettings(),
+    Confidence: CalibrationSettings(),
+}
 
 
 def bare(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -40,16 +50,18 @@ def bare(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> 
             model(images)
 
 
-def watched(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], None]:
-    """The pass with all reducers attached, the units known already."""
-    streams = find_streams(model, batches[0][0][:2], None)
+def reading(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], None]:
+    """The pass with the reducers attached that this model has an answer to, its units and attention known already."""
+    readable = readable_of(model, batches[0][0][:2], {kind.reads for kind in REDUCERS}, None, ())
 
     def run() -> None:
-        running = [reducer(streams, settings) for reducer, settings in REDUCERS.items()]
-        with torch.inference_mode(), reading_streams(model, streams, running):
+        begun = [
+            kind(readable[kind.reads], own) for kind, own in REDUCERS.items() if not isinstance(readable[kind.reads], Exception)
+        ]
+        with torch.inference_mode(), reading_all(model, readable, begun):
             for images, labels in batches:
                 logits = model(images)
-                for reducer in running:
+                for reducer in begun:
                     reducer.finish(logits, labels)
 
     return run
@@ -71,7 +83,7 @@ def measured(name: str, *, batches: int, rounds: int, batch_size: int, device: s
     ]
     runs = {
         "bare": lambda: bare(model, data),
-        "reading": watched(model, data),
+        "reading": reading(model, data),
         "whole": lambda: single_pass(model, data, REDUCERS),
     }
     for run in runs.values():
@@ -80,7 +92,7 @@ def measured(name: str, *, batches: int, rounds: int, batch_size: int, device: s
     for _ in range(rounds):
         for what, run in runs.items():
             times[what].append(seconds(run))
-    ratios = {what: sorted(a / b for a, b in zip(times[what], times["bare"], strict=True)) for what in ("watching", "whole")}
+    ratios = {what: sorted(a / b for a, b in zip(times[what], times["bare"], strict=True)) for what in ("reading", "whole")}
     return {
         "model": name,
         "images": batches * batch_size,

@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from backlight import attention, units
-from backlight.analyses.attention import measure as module
-from backlight.analyses.attention.measure import METRICS, distance, entropy, high_frequency, mutual_information
+from backlight.analyses.attention.measure import METRICS, NEVER, summary
 from backlight.errors import UserError
 from backlight.models.architectures.window_attention import WindowAttention, windows
 from backlight.numerics.bootstrap import mean_interval
 from backlight.report.sections import attention as section
+from backlight.tracing import attention_maps as module
 from backlight.tracing.attention_maps import attention_calls, reading_attention
 
 
@@ -43,8 +43,8 @@ def slowly(weights, queries, keys):
 
 def quickly(weights, queries, keys):
     queries, keys = (torch.tensor(t, dtype=torch.float64)[None] for t in (queries, keys))
-    mean_distance = distance(weights[None, None, None], queries, keys)[0, 0, 0].mean()
-    return [t.item() for t in (mean_distance, entropy(weights).mean(), mutual_information(weights), high_frequency(weights))]
+    log_weights = weights.log().nan_to_num(neginf=NEVER)[None, None, None]
+    return summary(log_weights, torch.cdist(queries, keys))[0, 0, 0].tolist()
 
 
 def values(result):
@@ -267,7 +267,7 @@ def test_reading_changes_nothing():
 def test_few_images_at_a_time_or_all(monkeypatch):
     model, data = ClassToken("fused").eval(), [noise(5, 3, 6, 8)]
     expected = np.array(values(attention(model, data)))
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 2 * 2 * 13 * 13)
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", {"cpu": 2 * 2 * 13 * 13})
     assert np.array(values(attention(model, data))) == pytest.approx(expected)
 
 
@@ -323,3 +323,36 @@ def test_the_depth_of_an_attention_is_its_place_among_all_units() -> None:
     model = load_model("demo-alternet")  # ccc ccca ccca: attentions are units 6 and 10 of 11
     result = attention(model, load_data("fashion", model=model, limit=4))
     assert list(result._depths()) == [0.6, 1.0]
+
+
+def test_attention_shares_the_pass_of_other_analyses_and_is_the_same_to_the_bit():
+    """Five analyses, one forward pass a batch; where a model has no attention the others run without a second pass."""
+    from backlight import calibration, fourier, similarity, variance
+    from backlight.analyses.together import measured_together
+
+    torch.manual_seed(0)
+    functions = {f.__name__: f for f in (fourier, variance, similarity, attention, calibration)}
+    model = tower(Residual(Averaging(torch.eye(3))), blur(), Residual(Averaging(torch.eye(3))))
+    data = batches(noise(12, 3, 8, 8), 6, torch.arange(12) % 10)
+    alone = {name: f(model, data, resamples=20) for name, f in functions.items()}
+    passes = []
+    handle = model.register_forward_hook(lambda *_: passes.append(1))
+    together = measured_together(model, data, list(functions), resamples=20)
+    found, reading = len(passes), [len(batch[0]) for batch in data]
+    assert {result.analysis for result in together.results} == set(functions)
+    for result in together.results:
+        assert str(result.rows()) == str(alone[result.analysis].rows())
+        assert result.provenance["settings"] == alone[result.analysis].provenance["settings"]
+    passes.clear()
+    measured_together(model, data, ["variance"], resamples=20)
+    looking = 2  # for the attention and, once more, for the units around it
+    assert found <= len(passes) + looking and len(reading) == 2
+    handle.remove()
+
+    without, seen = tower(blur(), blur()), []
+    handle = without.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    outcome = measured_together(without, data, ["fourier", "attention"], resamples=20)
+    assert [result.analysis for result in outcome.results] == ["fourier"]
+    assert "no attention between positions" in outcome.not_applicable["attention"]
+    assert seen.count(6) == 2  # each batch once
+    handle.remove()

@@ -1,17 +1,18 @@
 """One forward pass over the images for several analyses.
 
-An analysis that only reads activations is a *reducer*: it takes a few numbers per image from the model's stream and its
-output, and makes a result of them at the end.  Feature maps are not stored, so memory hardly grows with the number of images.
+An analysis that only reads activations is a *reducer*: it takes a few numbers per image from the model's stream, its attention
+or its output, and makes a result of them at the end.  Activations are not stored, so memory hardly grows with the number of
+images.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from backlight.inputs import first_tensor, image_batches, not_finite, refuse_no_
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row
 from backlight.settings import Settings
+from backlight.tracing.attention_maps import AttentionCall, attention_calls, reading_attention
 from backlight.tracing.find import units
 from backlight.tracing.hooks import reading
 from backlight.tracing.layout import grid
@@ -29,6 +31,8 @@ from backlight.tracing.tap import Tap, Unit, stream_taps
 from backlight.tracing.trace import evaluating, model_name
 
 R_co = TypeVar("R_co", bound=Result, covariant=True)
+#: What a reducer needs: the stream as maps, attention matrices, or the logits with labels.
+Reads = Literal["stream", "attention", "labels"]
 
 
 @dataclass(frozen=True)
@@ -66,18 +70,33 @@ class Streams:
         ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Attentions:
+    """The attention calls of a model in order, the modules of those that cannot be read, and the units."""
+
+    calls: list[AttentionCall]
+    unknown: list[str]
+    units: list[Unit]
+
+
+#: What a reducer gets; or why the model has nothing of the kind.
+Readable = Streams | Attentions | NotApplicable
+
+
 class Reducer(Protocol[R_co]):
     """A single-pass analysis in progress."""
 
     analysis: ClassVar[str]
-    reads_stream: ClassVar[bool]
-    reads_labels: ClassVar[bool]
+    reads: ClassVar[Reads]
 
-    def __init__(self, streams: Streams, settings: Any) -> None:
-        """Take the streams of the model, and the settings of the analysis."""
+    def __init__(self, readable: Any, settings: Any) -> None:
+        """Take what it reads, `Streams` or `Attentions`, and the settings of the analysis."""
 
-    def read(self, tap: int, maps: Tensor) -> None:
-        """Reduce the stream at the tap of this index.  Shapes: maps (B, C, h, w), valid during the call only."""
+    def read(self, index: int, activation: Tensor) -> None:
+        """Reduce the stream at the tap of this index, maps (B, C, h, w), or the logits of an attention call (B, W, H, N, M).
+
+        They are valid during the call only.
+        """
 
     def finish(self, logits: Tensor, labels: Tensor | None) -> None:
         """Finish a batch.  Shapes: logits (B, K), labels (B,)."""
@@ -95,51 +114,116 @@ def single_pass(
     name: str | None = None,
     resamples: int = 1000,
     seed: int = 0,
-) -> list[Result]:
+) -> list[Result | NotApplicable]:
     """The results of several reducers (class -> settings), in order, from one pass over the images.
 
-    ``data`` yields batches of images, or of (images, labels).  ``at`` names modules to read instead of units.
-    Errors: UserError if there are no images, or if a reducer reads the stream and the model has no residual units and no
-    ``at`` is given.
+    ``data`` yields batches of images, or of (images, labels).  ``at`` names modules to read instead of units.  A reducer that
+    finds nothing to read in this model gets an error in the place of its result, and the others run without it.
+    Errors: UserError if there are no images.
     """
     started = time.perf_counter()
     batches = image_batches(data)
     first = next(batches, None)
     if first is None:
         raise UserError("no images: the data are empty")
-    streaming = any(kind.reads_stream for kind in reducers)
-    streams = find_streams(model, to_model(first[0][:2], model), at) if streaming else Streams([], [])
-    streams = replace(streams, subset=subset_of(data))
-    running = [kind(streams, settings) for kind, settings in reducers.items()]
+    readable = readable_of(model, to_model(first[0][:2], model), {kind.reads for kind in reducers}, at, subset_of(data))
+    begun = [_begun(readable[kind.reads], kind, settings) for kind, settings in reducers.items()]
+    running = {i: each for i, each in enumerate(begun) if not isinstance(each, NotApplicable)}
     count, wrong = 0, 0
-    with evaluating(model), torch.inference_mode(), reading_streams(model, streams, running):
-        for images, labels in itertools.chain([first], batches):
-            if streaming and images.shape[2:] != first[0].shape[2:]:
+    with evaluating(model), torch.inference_mode(), reading_all(model, readable, running.values()):
+        for images, labels in itertools.chain([first], batches) if running else ():
+            if images.shape[2:] != first[0].shape[2:] and any(each.reads != "labels" for each in running.values()):
                 sizes = " and ".join(f"{h} x {w}" for h, w in (first[0].shape[2:], images.shape[2:]))
                 raise UserError(
                     f"the data have images of {sizes}, so feature maps differ in size; resize the images to one size"
                 )
             logits = first_tensor(model(to_model(images, model)))
-            if count == 0 and any(reducer.reads_labels for reducer in running):
-                refuse_no_classifier(model, logits, data)
+            if count == 0:
+                for i, refusal in _no_classifier(model, logits, data, running).items():
+                    begun[i] = refusal
+                    del running[i]
             count += len(images)
             wrong += not_finite(logits)
-            for reducer in running:
+            for reducer in running.values():
                 reducer.finish(logits, labels.to(logits.device) if labels is not None else None)
     refuse_not_finite(wrong, count)
-    seconds = time.perf_counter() - started
+    seconds = round(time.perf_counter() - started, 3)
+    about: dict[str, Any] = {"images": count, "resamples": resamples, "seed": seed, "at": list(at) if at else None}
     return [
-        reducer.result(
+        reducer
+        if isinstance(reducer, NotApplicable)
+        else reducer.result(
             model_name(model, name),
-            provenance(
-                model, data, images=count, resamples=resamples, seed=seed, at=list(at) if at else None, **asdict(settings)
-            )
-            | {"seconds": round(seconds, 3), "left_out": unreadable(streams)},
+            provenance(model, data, **about, **asdict(settings))
+            | {"seconds": seconds, "left_out": _left_out(readable[reducer.reads])},
             resamples,
             seed,
         )
-        for reducer, settings in zip(running, reducers.values(), strict=True)
+        for reducer, settings in zip(begun, reducers.values(), strict=True)
     ]
+
+
+def readable_of(
+    model: nn.Module, images: Tensor, wanted: set[Reads], at: Sequence[str] | None, subset: tuple[int, ...]
+) -> dict[Reads, Readable]:
+    """What can be read of the model, each looked for once; or why it has nothing of the kind."""
+    find: dict[Reads, Callable[[], Readable]] = {
+        "stream": lambda: replace(find_streams(model, images, at), subset=subset),
+        "attention": lambda: find_attentions(model, images),
+        "labels": lambda: Streams([], [], subset),
+    }
+    readable: dict[Reads, Readable] = {}
+    for reads in wanted:
+        try:
+            readable[reads] = find[reads]()
+        except NotApplicable as error:
+            readable[reads] = error
+    return readable
+
+
+def _begun(readable: Readable, kind: type[Reducer], settings: Settings) -> Reducer | NotApplicable:
+    return readable if isinstance(readable, NotApplicable) else kind(readable, settings)
+
+
+def _left_out(readable: Readable) -> list[str]:
+    """What a result says that it does not contain."""
+    if isinstance(readable, Attentions):
+        return readable.unknown
+    return unreadable(readable) if isinstance(readable, Streams) else []
+
+
+def _no_classifier(
+    model: nn.Module, logits: Tensor, data: Iterable[Any], running: Mapping[int, Reducer]
+) -> dict[int, NotApplicable]:
+    """Why the reducers that read labels cannot, if the outputs are no class scores; empty if they are."""
+    reading = [i for i, reducer in running.items() if reducer.reads == "labels"]
+    try:
+        if reading:
+            refuse_no_classifier(model, logits, data)
+    except NotApplicable as error:
+        return dict.fromkeys(reading, error)
+    return {}
+
+
+@contextmanager
+def reading_all(model: nn.Module, readable: Mapping[Reads, Readable], reducers: Iterable[Reducer]) -> Iterator[None]:
+    """Within the block each forward pass gives each reducer what it reads."""
+    with ExitStack() as stack:
+        for reads, what in readable.items():
+            readers = [reducer for reducer in reducers if reducer.reads == reads]
+            if isinstance(what, Streams) and what.taps:
+                stack.enter_context(reading_streams(model, what, readers))
+            elif isinstance(what, Attentions):
+                stack.enter_context(reading_attention(model, what.calls, _to_all(readers)))
+        yield
+
+
+def _to_all(reducers: Sequence[Reducer]) -> Callable[[int, Tensor], None]:
+    def visit(index: int, activation: Tensor) -> None:
+        for reducer in reducers:
+            reducer.read(index, activation)
+
+    return visit
 
 
 def alone(
@@ -155,21 +239,32 @@ def alone(
 ) -> R_co:
     """The result of one reducer."""
     (result,) = single_pass(model, data, {reducer: settings}, at=at, name=name, resamples=resamples, seed=seed)
+    if isinstance(result, NotApplicable):
+        raise result
     return cast(R_co, result)
 
 
 @contextmanager
 def reading_streams(model: nn.Module, streams: Streams, reducers: Sequence[Reducer]) -> Iterator[None]:
     """Within the block each forward pass gives the maps at each tap to the reducers that read the stream."""
-    readers = [reducer for reducer in reducers if reducer.reads_stream]
-
-    def visit(tap: int, activation: Tensor) -> None:
-        maps = grid(activation, streams.taps[tap].layout)  # type: ignore[arg-type]
-        for reader in readers:
-            reader.read(tap, maps)
-
-    with reading(model, streams.taps, visit):
+    give = _to_all(reducers)
+    with reading(model, streams.taps, lambda tap, activation: give(tap, grid(activation, streams.taps[tap].layout))):  # type: ignore[arg-type]
         yield
+
+
+def find_attentions(model: nn.Module, images: Tensor) -> Attentions:
+    """The attention calls of a model between positions of the image.
+
+    Errors: NotApplicable if there are none, or if the positions of their tokens are not known.
+    """
+    calls, unknown = attention_calls(model, images)
+    if not calls:
+        name = model_name(model)
+        wrong = f"{name} has no attention between positions of the image"
+        if unknown:
+            wrong = f"the positions of the tokens in the attention of {name} are not known"
+        raise NotApplicable(f"{wrong}; analyse its units with fourier or variance")
+    return Attentions(calls, unknown, units(model, images))
 
 
 def find_streams(model: nn.Module, images: Tensor, at: Sequence[str] | None) -> Streams:

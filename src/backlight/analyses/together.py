@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -38,11 +38,11 @@ def measured_together(
     about = {"resamples": resamples, "seed": seed, "name": name}
     results, reasons = {}, {}
     for group in [sharing, *({key: own} for key, own in settings.items() if key not in sharing)]:
-        for key, outcome in _measured(model, data, group, about):
+        for key, outcome in zip(group, _outcomes(model, data, group, about), strict=True):
             if isinstance(outcome, Result):
                 results[key] = outcome
             else:
-                reasons[key] = outcome
+                reasons[key] = str(outcome)
     return Measured([results[key] for key in CATALOG if key in results], reasons)
 
 
@@ -65,27 +65,15 @@ def _more_parameters(about: Analysis) -> list[str]:
     return [name for name in keywords if name not in settings | shared]
 
 
-def _measured(
+def _outcomes(
     model: nn.Module, data: Iterable[Any], group: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]
-) -> Iterator[tuple[str, Result | str]]:
-    """The result of each analysis of a group that runs together, or why there is none; one by one if there is none of one."""
-    if not group:
-        return
+) -> Sequence[Result | NotApplicable]:
+    """The result of each analysis of a group that runs together, or why there is none."""
+    if len(group) != 1:
+        reducers = {entry(name).reducer_type(): entry(name).settings.of(own) for name, own in group.items()}
+        return single_pass(model, data, reducers, **about) if reducers else []
+    ((name, own),) = group.items()
     try:
-        yield from zip(group, _results(model, data, group, about), strict=True)
-    except NotApplicable as error:
-        if len(group) == 1:
-            yield next(iter(group)), str(error)
-        else:
-            for name in group:
-                yield from _measured(model, data, {name: group[name]}, about)
-
-
-def _results(
-    model: nn.Module, data: Iterable[Any], group: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]
-) -> list[Result]:
-    if len(group) == 1:
-        ((name, own),) = group.items()
         return [entry(name).function(model, data, **own, **about)]
-    reducers = {entry(name).reducer_type(): entry(name).settings.of(own) for name, own in group.items()}
-    return single_pass(model, data, reducers, **about)
+    except NotApplicable as error:
+        return [error]

@@ -11,6 +11,7 @@ from typing import Any
 from backlight.analyses.entry import AugmentationSettings
 from backlight.analyses.single_pass import single_pass
 from backlight.curvature.batches import Batches, draw_batches
+from backlight.errors import NotApplicable
 from backlight.files import PartialResults
 from backlight.progress import Counted, Show
 from backlight.results.result import Result
@@ -29,8 +30,8 @@ def measure(
     folder: Path | None,
     shard: tuple[int, int],
     show: Show,
-) -> Sequence[Result]:
-    """The results of cells that run together."""
+) -> Sequence[Result | NotApplicable]:
+    """The results of cells that run together, or why the model has none.  Errors: NotApplicable of a cell that runs alone."""
     first, shared = cells[0], cells[0].shared
     common: dict[str, Any] = {"name": first.model, "resamples": shared.resamples, "seed": shared.seed}
     at: dict[str, Any] = {"at": list(shared.at) or None}
@@ -43,10 +44,10 @@ def measure(
         data = Counted(limited or loaded.data(first), title, show)
         if entry.shares_a_pass(first.settings):
             reducers = {cell.entry.reducer_type(): cell.entry.settings(**cell.settings) for cell in cells}
-            results = single_pass(loaded.model, data, reducers, **at, **common)
+            results: Sequence[Result | NotApplicable] = single_pass(loaded.model, data, reducers, **at, **common)
         else:
             results = [entry.function(loaded.model, data, **own, **common, **(at if entry.reads_stream else {}))]
-        return [with_budget(result, limited) for result in results]
+        return [with_budget(result, limited) if isinstance(result, Result) else result for result in results]
     batches = _training_batches(loaded.model, first)
     if hasattr(entry.module, "plan"):
         title += f" ({entry.module.plan(loaded.model, batches, entry.settings(**_own_settings(first)))})"

@@ -106,28 +106,27 @@ class Worker:
         return self.identities.of(cell, self._loaded_for(cell).placed)
 
     def _measured(self, group: Sequence[Cell], shard: tuple[int, int]) -> Iterator[Outcome]:
-        """Cells that run together; one by one if the model has no answer to one of them."""
+        """The outcomes of cells that run together."""
         loaded, how = self._loaded_for(group[0]), self.how
         identities: dict[str, Identity] = {}
+        outcomes: Sequence[Result | Exception]
         try:
             loaded.look(how.folder, how.show)
             if how.folder:
                 identities = {cell.analysis: self._identity(cell) for cell in group}
             with described_failures(loaded.model, lambda: loaded.first_images(group[0])):
-                results = measure(loaded, group, identities, how.folder, shard, how.show)
+                outcomes = measure(loaded, group, identities, how.folder, shard, how.show)
         except Exception as error:
-            if not how.keep_going:
-                raise
-            if isinstance(error, NotApplicable) and len(group) > 1:
-                for cell in group:
-                    yield from self._measured([cell], shard)
+            outcomes = [error] * len(group)
+        for cell, outcome in zip(group, outcomes, strict=True):
+            identity = identities.get(cell.analysis)
+            if isinstance(outcome, Result):
+                yield Outcome(cell, outcome, identity=identity, missing=missing(outcome))
+            elif how.keep_going:
+                applicable = not isinstance(outcome, NotApplicable)
+                yield Outcome(cell, error=sentence(outcome), applicable=applicable, identity=identity)
             else:
-                reason, applicable = sentence(error), not isinstance(error, NotApplicable)
-                for cell in group:
-                    yield Outcome(cell, error=reason, applicable=applicable, identity=identities.get(cell.analysis))
-        else:
-            for cell, result in zip(group, results, strict=True):
-                yield Outcome(cell, result, identity=identities.get(cell.analysis), missing=missing(result))
+                raise outcome
 
     def _saved(self, outcome: Outcome) -> Outcome:
         """The outcome, stored if nothing of it is missing."""

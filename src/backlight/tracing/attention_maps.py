@@ -25,6 +25,8 @@ from backlight.tracing.tap import Unit
 from backlight.tracing.trace import PRODUCT, Recorder, evaluating, function_name, plain_attention
 
 FUSED, SOFTMAX, TORCH = "scaled_dot_product_attention", "softmax", "multi_head_attention_forward"
+#: Logits given at once: on a processor they stay in its cache.  Elsewhere 2 ** 24: 64 MB in float32, and a few copies.
+LOGITS_AT_ONCE = {"cpu": 2**18}
 #: The most calls between the product of queries and keys and its softmax: scale, bias, mask, reshapes and casts.
 MOST_STEPS = 12
 
@@ -49,6 +51,11 @@ class AttentionCall:
         around = [unit for unit in units if f"{self.module}.".startswith(f"{unit.module}.")]
         return max(around, key=lambda unit: (unit.kind == "attention", len(unit.module)), default=None)
 
+    def at_once(self, shape: Sequence[int], device: torch.device) -> int:
+        """How many matrices are given at once: those of one or several images.  The shape is that of all: (..., N, M)."""
+        image = len(self.queries) * self.heads
+        return image * max(1, LOGITS_AT_ONCE.get(device.type, 2**24) // (image * shape[-2] * shape[-1]))
+
     def split(self, weights: Tensor) -> Tensor:
         """The weights with an axis for windows and one for heads.  Shapes: (B * ..., N, M) -> (B, W, H, N, M), a view."""
         return weights.reshape(-1, len(self.queries), self.heads, *weights.shape[-2:])
@@ -72,14 +79,15 @@ def attention_calls(model: nn.Module, images: Tensor) -> tuple[list[AttentionCal
 
 @contextmanager
 def reading_attention(model: nn.Module, calls: Sequence[AttentionCall], visit: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Within the block each forward pass calls ``visit(i, logits)`` when ``calls[i]`` runs.
+    """Within the block each forward pass calls ``visit(i, logits)`` when ``calls[i]`` runs, for a few images after another.
 
     Shapes: logits (B, W, H, N, M).  A softmax over the last axis gives the attention matrix; a softmax over part of that axis
     gives the matrix restricted to these keys.
     """
 
     def read(i: int, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-        visit(i, calls[i].split(_logits(calls[i].function, func, args, kwargs)))
+        for logits in _logits(calls[i], func, args, kwargs):
+            visit(i, calls[i].split(logits))
         return func(*args, **kwargs)
 
     with _intercepting(model, calls, read):
@@ -132,25 +140,35 @@ class _Intercept(TorchFunctionMode):
         return self.replace(self.selected[call], func, args, kwargs or {})
 
 
-def _logits(function: str, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
+def _logits(attention: AttentionCall, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
     """The logits of an attention call, in float32 at least; of ``nn.MultiheadAttention`` the log of its weights."""
-    if function == SOFTMAX:
-        return _at_least_float32(args[0] if args else kwargs["input"])
-    if function == TORCH:
+    if attention.function == FUSED:
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        yield from _fused_logits(attention, dict(zip(names, args, strict=False)) | dict(kwargs))
+        return
+    if attention.function == SOFTMAX:
+        logits = args[0] if args else kwargs["input"]
+    else:
         arguments = inspect.signature(func).bind(*args, **kwargs).arguments
-        return _at_least_float32(func(**arguments | {"need_weights": True, "average_attn_weights": False})[1]).log()
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    arguments = dict(zip(names, args, strict=False)) | dict(kwargs)
+        logits = func(**arguments | {"need_weights": True, "average_attn_weights": False})[1].log()
+    yield from _at_least_float32(logits).flatten(0, -3).split(attention.at_once(logits.shape, logits.device))
+
+
+def _fused_logits(attention: AttentionCall, arguments: Mapping[str, Any]) -> Iterator[Tensor]:
     query, key, mask, scale = arguments["query"], arguments["key"], arguments.get("attn_mask"), arguments.get("scale")
     if arguments.get("enable_gqa"):
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    logits = _at_least_float32(query) @ _at_least_float32(key).transpose(-2, -1) * scale
+    query, key = _at_least_float32(query), _at_least_float32(key)
+    shape = (*query.shape[:-1], key.shape[-2])
     if arguments.get("is_causal"):
-        mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
-    if mask is None:
-        return logits
-    return logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+        mask = torch.ones(shape[-2:], dtype=torch.bool, device=query.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    terms = [t.flatten(0, -3) for t in (query, key, *(() if mask is None else (mask.expand(shape),)))]
+    for some_queries, some_keys, *masks in zip(*(t.split(attention.at_once(shape, query.device)) for t in terms), strict=True):
+        logits = (some_queries * scale) @ some_keys.transpose(-2, -1)
+        yield logits.add_(masks[0]) if masks else logits
 
 
 def _at_least_float32(t: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     paper="Park et al. 2023",
     settings=NoSettings,
     result="Attention",
+    reducer="Heads",
     needs=("images", "attention"),
     example="demo-vit demo-alternet --data fashion --limit 500 --out runs",
 )
@@ -29,6 +30,7 @@ def attention(
     ``data`` yields batches of images, alone or with labels.  In windows the numbers are means over windows.
     Errors: UserError if the model has no attention, if the positions of its tokens are not known, or if there are no images.
     """
-    from backlight.analyses.attention.measure import measure
+    from backlight.analyses.attention.measure import Heads
+    from backlight.analyses.single_pass import alone
 
-    return measure(model, data, resamples=resamples, seed=seed, name=name)
+    return alone(Heads, NoSettings(), model, data, resamples=resamples, seed=seed, name=name)

@@ -11,179 +11,148 @@ left out, as queries and as keys, and the remaining weights of each query are no
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from backlight.analyses.single_pass import described
-from backlight.errors import NotApplicable, UserError
-from backlight.inputs import image_batches, to_model
+from backlight.analyses.entry import NoSettings
+from backlight.analyses.single_pass import Attentions, Reads, described
 from backlight.numerics.bootstrap import Interval, mean_interval
 from backlight.results.claim import Claim
-from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
-from backlight.tracing.attention_maps import AttentionCall, attention_calls, reading_attention
-from backlight.tracing.find import units
-from backlight.tracing.trace import evaluating, model_name
+from backlight.tracing.attention_maps import AttentionCall
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: What is measured of each image and head, in this order.
 METRICS = ("distance", "entropy", "nmi", "high_frequency")
-#: Logits computed at once: 64 MB in float32, and a few copies.
-LOGITS_AT_ONCE = 2**24
+#: The log of weight 0: its exponential is 0, and so is the product of the two.
+NEVER = -1e4
 
 
-def distance(weights: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-    """Mean distance from a query to the keys, weighted by attention.
+def summary(log_weights: Tensor, apart: Tensor) -> Tensor:
+    """The four metrics of attention matrices, mean over queries: distance, entropy, mutual information, high frequencies.
 
-    Shapes: weights (..., W, H, N, M), queries (W, N, 2), keys (W, M, 2) -> (..., W, H, N), in pixels.
+    - distance: from a query to the keys, weighted by attention.
+    - entropy of a query's weights: 0 if one key has all the weight, log M if all keys have the same (nats).
+    - mutual information of queries and keys over the square root of the product of their entropies: 0 if all queries have the
+      same weights, 1 if each query has a key of its own.  All queries have the same probability.  Where one key has all the
+      weight of all queries, 0/0 is 0.
+    - the share above frequency zero over queries: a share of the matrix's Frobenius norm, from 0 to 1.  Frequency zero is the
+      mean over queries, which replaces the stream by the same average at all positions.
+
+    Shapes: log weights (B, W, H, N, M), finite and N at least 2; distances (W, N, M) -> (B, W, H, 4).
     """
-    apart = torch.cdist(queries.nan_to_num(), keys.nan_to_num()).to(weights.dtype)  # a key without a position has weight 0
-    return (weights * apart[:, None]).sum(-1)
+    weights, n = log_weights.exp(), log_weights.shape[-2]
+    far = torch.einsum("bwhx,wx->bwh", weights.flatten(-2), apart.flatten(1)) / n
+    of_queries = -torch.linalg.vecdot(weights.flatten(-2), log_weights.flatten(-2)) / n
+    of_keys = weights.mean(-2)
+    of_mean = -torch.special.xlogy(of_keys, of_keys).sum(-1).clamp(max=0)
+    scale = (of_mean * math.log(n)).sqrt()
+    nmi = torch.where(scale > 0, (of_mean - of_queries).clamp(min=0) / scale, 0)
+    below = torch.linalg.vector_norm(of_keys, dim=-1) * math.sqrt(n)
+    above = torch.linalg.matrix_norm(weights.sub_(of_keys[..., None, :]))
+    return torch.stack([far, of_queries, nmi, above / torch.hypot(above, below)], -1)
 
 
-def entropy(weights: Tensor) -> Tensor:
-    """Entropy of each query's weights: 0 if one key has all the weight, log M if all keys have the same.
+@dataclass(frozen=True)
+class Group:
+    """Windows of an attention call in which the same tokens have a position.  The distances: (W, N, M)."""
 
-    Shapes: (..., M) -> (...), in nats.
-    """
-    return -torch.special.xlogy(weights, weights).sum(-1)
-
-
-def mutual_information(weights: Tensor) -> Tensor:
-    """Mutual information of queries and keys, divided by the square root of the product of their entropies.
-
-    0 if all queries have the same weights, 1 if each query has a key of its own.  All queries have the same probability.
-    Where one key has all the weight of all queries, 0/0 is 0.  Shapes: (..., N, M), N at least 2 -> (...).
-    """
-    of_keys = entropy(weights.mean(-2))
-    information = (of_keys - entropy(weights).mean(-1)).clamp(min=0)
-    scale = (of_keys * math.log(weights.shape[-2])).sqrt()
-    return torch.where(scale > 0, information / scale, 0)
+    windows: slice | Tensor
+    queries: slice | Tensor
+    keys: slice | Tensor
+    apart: Tensor
 
 
-def high_frequency(weights: Tensor) -> Tensor:
-    """The share of an attention matrix above frequency zero over queries: a share of its Frobenius norm, from 0 to 1.
-
-    Frequency zero is the mean over queries; it replaces the stream by the same average at all positions.
-    Shapes: (..., N, M) -> (...).
-    """
-    above = weights - weights.mean(-2, keepdim=True)
-    return torch.linalg.matrix_norm(above) / torch.linalg.matrix_norm(weights)
-
-
-def measure(model: nn.Module, data: Iterable[Any], *, resamples: int, seed: int, name: str | None) -> Attention:
-    """The result of `backlight.attention`."""
-    started = time.perf_counter()
-    calls: list[AttentionCall] = []
-    rows: list[Row] = []
-    unknown: list[str] = []
-    batches: list[list[np.ndarray]] = []  # of each call: (B, H, 4) per batch
-    size: torch.Size | None = None
-    count = 0  # of units
-
-    def read(i: int, logits: Tensor) -> None:
-        batches[i].append(_metrics(logits, calls[i]).double().cpu().numpy())
-
-    with evaluating(model), torch.inference_mode():
-        for images, _ in image_batches(data):
-            images = to_model(images, model)
-            if size is None:
-                size = images.shape[2:]
-                calls, rows, unknown, count = _calls(model, images[:2])
-                batches = [[] for _ in calls]
-            if images.shape[2:] != size:
-                sizes = " and ".join(f"{h} x {w}" for h, w in (size, images.shape[2:]))
-                raise UserError(
-                    f"the data have images of {sizes}, whose tokens have different positions; resize them to one size"
-                )
-            with reading_attention(model, calls, read):
-                model(images)
-    if size is None:
-        raise UserError("no images: the data are empty")
-    metrics = [np.concatenate(parts) for parts in batches]  # of each call: (n, H, 4)
-    facts = provenance(model, data, images=len(metrics[0]), resamples=resamples, seed=seed) | {
-        "seconds": round(time.perf_counter() - started, 3),
-        "left_out": unknown,
-        "units": count,
-        "uniform": [_uniform(call) for call in calls],
-    }
-    over_heads = np.stack([values.mean(1) for values in metrics], 1)  # (n, calls, 4)
-    means = mean_interval(over_heads, resamples=resamples, seed=seed)
-    return Attention(
-        model_name(model, name),
-        _table(rows, metrics, resamples, seed),
-        _claims(rows, metrics, resamples, seed),
-        facts,
-        {"mean": np.stack(means), "per_image/mean": over_heads.T.astype(np.float32)},
-    )
+def groups(call: AttentionCall, like: Tensor) -> list[Group]:
+    """The windows of a call, those with less than two queries left out; on the device and in the type of a tensor."""
+    known = torch.cat([~call.queries.isnan().any(-1), ~call.keys.isnan().any(-1)], 1)  # (W, N + M)
+    patterns, which = known.unique(dim=0, return_inverse=True)
+    result = []
+    for g, pattern in enumerate(patterns):
+        queries, keys = (part.nonzero().flatten() for part in pattern.split([call.queries.shape[1], call.keys.shape[1]]))
+        windows = (which == g).nonzero().flatten()
+        if len(queries) > 1 and len(keys):
+            apart = torch.cdist(call.queries[windows][:, queries], call.keys[windows][:, keys]).to(like)
+            result.append(Group(_run(windows, like), _run(queries, like), _run(keys, like), apart))
+    return result
 
 
-def _calls(model: nn.Module, images: Tensor) -> tuple[list[AttentionCall], list[Row], list[str], int]:
-    """The attention calls, the first columns of the rows of each, the modules of those that cannot be read; how many units."""
-    calls, unknown = attention_calls(model, images)
-    if not calls:
-        name = model_name(model)
-        wrong = f"{name} has no attention between positions of the image"
-        if unknown:
-            wrong = f"the positions of the tokens in the attention of {name} are not known"
-        raise NotApplicable(f"{wrong}; analyse its units with fourier or variance")
-    all_units = units(model, images)
-    rows = []
-    for call in calls:
-        unit = call.unit(all_units)
-        row = described(unit) if unit else {"unit": -1, "kind": "attention", "stage": 0}
-        rows.append(row | {"module": call.module})
-    return calls, rows, unknown, len(all_units)
+def _run(indices: Tensor, like: Tensor) -> slice | Tensor:
+    """Indices as a slice, which copies nothing, if they follow one another; else on the device of a tensor."""
+    first, last = int(indices[0]), int(indices[-1])
+    return slice(first, last + 1) if last - first + 1 == len(indices) else indices.to(like.device)
 
 
-def _metrics(logits: Tensor, call: AttentionCall) -> Tensor:
+def metrics(logits: Tensor, of_call: Sequence[Group]) -> Tensor:
     """The four metrics of each image and head.  Shapes: (B, W, H, N, M) -> (B, H, 4)."""
-    images = max(1, LOGITS_AT_ONCE // logits[0].numel())
-    return torch.cat([_metrics_at_once(part, call) for part in logits.split(images)])
+    several = []
+    for group in of_call:
+        log_weights = logits[:, group.windows][..., group.queries, :][..., group.keys].log_softmax(-1)
+        values = summary(log_weights, group.apart)
+        if values.isnan().any():  # masked keys; a query that may attend to none has weights 0
+            values = summary(log_weights.nan_to_num_(NEVER, neginf=NEVER), group.apart)
+        several.append(values)
+    return torch.cat(several, 1).mean(1)
 
 
-def _metrics_at_once(logits: Tensor, call: AttentionCall) -> Tensor:
-    device = logits.device
-    queries, keys = (t.to(device, torch.float32 if device.type == "mps" else None) for t in (call.queries, call.keys))
-    is_query, is_key = ~queries.isnan().any(-1), ~keys.isnan().any(-1)  # with a position; (W, N), (W, M)
-    groups = [torch.arange(len(is_query), device=device)] if bool(is_query.all()) else list(_equal_rows(is_query))
-    metrics = []
-    for windows in groups:  # at once: windows in which the same tokens are queries
-        rows = is_query[windows[0]]
-        if rows.sum() < 2:
-            continue
-        selected = logits[:, windows][..., rows, :].masked_fill(~is_key[windows][:, None, None], -torch.inf)
-        weights = selected.softmax(-1).nan_to_num()  # a query that may attend to no position has weights 0
-        several = (
-            distance(weights, queries[windows][:, rows], keys[windows]).mean(-1),
-            entropy(weights).mean(-1),
-            mutual_information(weights),
-            high_frequency(weights),
+class Heads:
+    """Takes four numbers of each image and head from each attention matrix."""
+
+    analysis: ClassVar[str] = "attention"
+    reads: ClassVar[Reads] = "attention"
+
+    def __init__(self, attentions: Attentions, settings: NoSettings) -> None:
+        self.attentions = attentions
+        self.groups: dict[int, list[Group]] = {}
+        self.batches: list[list[np.ndarray]] = [[] for _ in attentions.calls]  # of each call: (B, H, 4) each
+
+    def read(self, call: int, logits: Tensor) -> None:
+        """Compute the metrics of some images.  Shapes: logits (B, W, H, N, M)."""
+        if call not in self.groups:
+            self.groups[call] = groups(self.attentions.calls[call], logits)
+        self.batches[call].append(metrics(logits, self.groups[call]).double().cpu().numpy())
+
+    def finish(self, logits: Tensor, labels: Tensor | None) -> None:
+        """Nothing is left to do at the end of a batch."""
+
+    def result(self, model: str, provenance: dict[str, Any], resamples: int, seed: int) -> Attention:
+        """A row for each head, with intervals."""
+        values = [np.concatenate(parts) for parts in self.batches]  # of each call: (n, H, 4)
+        rows = [self._described(call) for call in self.attentions.calls]
+        facts = provenance | {
+            "units": len(self.attentions.units),
+            "uniform": [_uniform(call) for call in self.attentions.calls],
+        }
+        over_heads = np.stack([each.mean(1) for each in values], 1)  # (n, calls, 4)
+        means = mean_interval(over_heads, resamples=resamples, seed=seed)
+        return Attention(
+            model,
+            _table(rows, values, resamples, seed),
+            _claims(rows, values, resamples, seed),
+            facts,
+            {"mean": np.stack(means), "per_image/mean": over_heads.T.astype(np.float32)},
         )
-        metrics.append(torch.stack(several, -1))
-    return torch.cat(metrics, 1).mean(1)
 
-
-def _equal_rows(mask: Tensor) -> Iterable[Tensor]:
-    """The indices of rows that are equal, in groups.  Shapes: (W, N) -> (W') each."""
-    _, group = mask.unique(dim=0, return_inverse=True)
-    return (torch.nonzero(group == g).flatten() for g in range(int(group.max()) + 1))
+    def _described(self, call: AttentionCall) -> Row:
+        """The first columns of the rows of a call."""
+        unit = call.unit(self.attentions.units)
+        row = described(unit) if unit else {"unit": -1, "kind": "attention", "stage": 0}
+        return row | {"module": call.module}
 
 
 def _uniform(call: AttentionCall) -> dict[str, float]:
     """Distance and entropy of uniform attention, with the same weight for all keys of a window: a reference for both."""
     logits = torch.zeros(1, len(call.queries), 1, call.queries.shape[1], call.keys.shape[1], dtype=torch.float64)
-    metrics = _metrics(logits, call)[0, 0]
-    return dict(zip(("distance", "entropy"), metrics[:2].tolist(), strict=True))
+    values = metrics(logits, groups(call, logits))[0, 0]
+    return dict(zip(("distance", "entropy"), values[:2].tolist(), strict=True))
 
 
 def _table(rows: Sequence[Row], metrics: Sequence[np.ndarray], resamples: int, seed: int) -> list[Row]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from backlight.analyses.calibration.settings import CalibrationSettings
 from backlight.analyses.chance import Answers
-from backlight.analyses.single_pass import Streams, alone
+from backlight.analyses.single_pass import Reads, Streams, alone
 from backlight.errors import UserError
 from backlight.inputs import checked_labels, first_tensor, image_batches, refuse_no_classifier, to_model
 from backlight.numerics.bootstrap import skewed_mean_interval, statistic_interval
@@ -117,8 +117,7 @@ class Confidence:
     """Stores six numbers of each image; for a temperature also its logits."""
 
     analysis: ClassVar[str] = "calibration"
-    reads_stream: ClassVar[bool] = False
-    reads_labels: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "labels"
 
     def __init__(self, streams: Streams, settings: CalibrationSettings | FixedTemperature) -> None:
         self.bins, self.temperature = settings.bins, settings.temperature

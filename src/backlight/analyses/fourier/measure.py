@@ -22,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from backlight.analyses.fourier.settings import FourierSettings
-from backlight.analyses.single_pass import Streams
+from backlight.analyses.single_pass import Reads, Streams
 from backlight.numerics.bootstrap import Interval, mean_interval
 from backlight.numerics.frequency import diagonal_frequencies, log_amplitude, paper_bins, radial_log_amplitude
 from backlight.results.claim import LOG_ROUNDING, Claim, Sign
@@ -55,8 +55,7 @@ class Spectra:
     """Stores each image's log amplitudes at each tap: (n, F) per tap."""
 
     analysis: ClassVar[str] = "fourier"
-    reads_stream: ClassVar[bool] = True
-    reads_labels: ClassVar[bool] = False
+    reads: ClassVar[Reads] = "stream"
 
     def __init__(self, streams: Streams, settings: FourierSettings) -> None:
         self.streams = streams

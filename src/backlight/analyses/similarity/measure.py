@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from backlight.analyses.similarity.settings import SimilaritySettings
-from backlight.analyses.single_pass import Streams, alone, described, find_streams, unreadable
+from backlight.analyses.single_pass import Reads, Streams, alone, described, find_streams, unreadable
 from backlight.errors import UserError
 from backlight.inputs import image_batches, to_model
 from backlight.numerics.bootstrap import Interval
@@ -124,8 +124,7 @@ class Grams:
     """Takes the (B, B) inner products of the images at each tap, and adds up their HSIC."""
 
     analysis: ClassVar[str] = "similarity"
-    reads_stream: ClassVar[bool] = True
-    reads_labels: ClassVar[bool] = False
+    reads: ClassVar[Reads] = "stream"
 
     def __init__(self, streams: Streams, settings: SimilaritySettings) -> None:
         self.units = [unit for unit, _, _ in streams.rows()]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backlight.analyses.single_pass import Streams
+from backlight.analyses.single_pass import Reads, Streams
 from backlight.analyses.variance.settings import VarianceSettings
 from backlight.errors import UserError
 from backlight.numerics.bootstrap import mean_interval
@@ -69,8 +69,7 @@ class Variances:
     """Stores one number per image (over space) or per batch (over samples) for each tap."""
 
     analysis: ClassVar[str] = "variance"
-    reads_stream: ClassVar[bool] = True
-    reads_labels: ClassVar[bool] = False
+    reads: ClassVar[Reads] = "stream"
 
     def __init__(self, streams: Streams, settings: VarianceSettings) -> None:
         self.streams, self.over, self.normalise = streams, settings.over, settings.normalise
