@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     settings=AdversarialSettings,
     result="Adversarial",
     needs=("images", "labels"),
-    passes=lambda s, units: 1 + 3 * len(s.epsilons or (1, 2, 4)) * (1 + s.steps),
+    passes=lambda s, units: 4 + len(s.epsilons_or_default) * (4 + 3 * s.steps),
     example="demo-cnn demo-vit --data fashion --limit 200 --out runs",
 )
 def adversarial(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     data=("fashion", "train"),
     training_loss=TrainingLoss(batch_size=64, images=512),
     shards=True,
-    passes=lambda s, units: s.grid**s.dimensions,
+    passes=lambda s, units: s.grid**s.dimensions + 2 * s.dimensions + 1,
     example="demo-cnn demo-vit --data fashion --grid 11 --limit 128 --out runs",
 )
 def landscape(
