@@ -85,7 +85,7 @@ def test_worker_processes_measure_what_this_process_measures(tmp_path: Path) -> 
     assert {o.state for o in run_study(models, ANALYSES, SMALL, tmp_path / "processes")} == {"there already"}
 
 
-@pytest.mark.parametrize("analyses", [{"landscape": {"grid": 5}}, {"corruption": {"corruptions": ["fog"]}}])
+@pytest.mark.parametrize("analyses", [{"landscape": {"grid": 5}}, {"corruption": {"corruptions": ["fog"]}}, {"lesion": {}}])
 def test_the_shards_of_one_cell_are_measured_by_several_workers(tmp_path: Path, analyses: dict[str, dict[str, Any]]) -> None:
     (here,) = run_study([TINY], analyses, SMALL)
     (outcome,) = run_study([TINY], analyses, SMALL, tmp_path / "out", engine="processes:2")

@@ -123,6 +123,7 @@ SHARDED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], int]] = {
         ["--corruptions", "fog,contrast", "--severities", "1,3", "--limit", "12", "--batch-size", "6"],
         2,
     ),
+    "lesion": ({"pairs": 1}, {"limit": 12, "batch_size": 6}, ["--pairs", "1", "--limit", "12", "--batch-size", "6"], 3),
 }
 
 
