@@ -29,6 +29,7 @@ from backlight.data.corruptions import CORRUPTIONS, corrupted, elastic_transform
 from backlight.data.loading import load_data
 from backlight.data.sampling import stratified
 from backlight.errors import Unavailable, UserError
+from backlight.files import PartialResults
 from backlight.numerics.calibration import scores, summary
 
 
@@ -381,6 +382,40 @@ def test_results_do_not_depend_on_batches_and_threads(limit):
         assert list(a.values())[2:] == pytest.approx(list(b.values())[2:], abs=1e-6, nan_ok=True)
 
 
+def test_three_processes_make_the_result_of_one(tmp_path):
+    """To the bit, with each condition computed once; a part alone says what is missing, and has no mCE."""
+    pixels, labels = dark_and_bright(12, channels=3)
+    data = Data(pixels, labels, 5, name="cifar10", mean=(0.5,) * 3, std=(0.25,) * 3)
+    settings = {"corruptions": ["fog", "shot_noise", "glass_blur"], "resamples": 5, "seed": 2}
+    passes = []
+    model = Brightness()
+    model.register_forward_hook(lambda *_: passes.append(1))
+    expected = corruption(model, data, **settings)
+    assert expected.provenance["missing_rows"] == []
+    of_one = len(passes)
+    parts = []
+    for rank in (2, 0, 1):
+        parts.append(corruption(model, data, **settings, shard=(rank, 3), partial_results=PartialResults(tmp_path, {})))
+    assert [len(part.provenance["missing_rows"]) for part in parts] == [10, 5, 0]
+    batches = 3
+    assert len(passes) - of_one == of_one + 2 * batches, "the clean images are everybody's"
+    assert str(parts[-1].table) == str(expected.table)
+    for key, array in expected.arrays.items():
+        np.testing.assert_array_equal(parts[-1].arrays[key], array)
+    for part in parts[:-1]:
+        assert part.provenance["mce"] == "no mCE: parts are missing"
+        assert "per_image/correct" not in part.arrays
+        part.figure()
+
+
+def test_a_part_without_work_has_the_clean_images():
+    pixels, labels = dark_and_bright(6)
+    settings = {"corruptions": ["fog"], "severities": [1], "resamples": 5}
+    part = corruption(Brightness(), Data(pixels, labels, 6), **settings, shard=(2, 3))
+    assert [(row["corruption"], row["severity"]) for row in part.table] == [("clean", 0)]
+    assert part.provenance["missing_rows"] == [1]
+
+
 def test_normalisation_is_undone_and_applied_again():
     """The same pixels with another normalisation, for a model that expects that one, give the same numbers."""
     pixels, labels = dark_and_bright(8, channels=3)
@@ -578,6 +613,7 @@ def test_nothing_stays_on_the_model():
         ({"mean": (0.0,), "std": (1.0,)}, "the pixels run from .* not from 0 to 1"),
         ({"mean": (0.0,) * 3, "std": (1.0,) * 3}, "3 and 3 numbers, and the images have 1 channels"),
         ({"folder": "nowhere"}, "no folder at nowhere"),
+        ({"shard": (3, 3)}, r"shard is \(3, 3\); it must be"),
     ],
 )
 def test_refuses_in_one_sentence(settings, message):

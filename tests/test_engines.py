@@ -85,8 +85,8 @@ def test_worker_processes_measure_what_this_process_measures(tmp_path: Path) -> 
     assert {o.state for o in run_study(models, ANALYSES, SMALL, tmp_path / "processes")} == {"there already"}
 
 
-def test_the_shards_of_one_cell_are_measured_by_several_workers(tmp_path: Path) -> None:
-    analyses = {"landscape": {"grid": 5}}
+@pytest.mark.parametrize("analyses", [{"landscape": {"grid": 5}}, {"corruption": {"corruptions": ["fog"]}}, {"lesion": {}}])
+def test_the_shards_of_one_cell_are_measured_by_several_workers(tmp_path: Path, analyses: dict[str, dict[str, Any]]) -> None:
     (here,) = run_study([TINY], analyses, SMALL)
     (outcome,) = run_study([TINY], analyses, SMALL, tmp_path / "out", engine="processes:2")
     assert outcome.state == "done"
@@ -285,12 +285,24 @@ def test_a_worker_gets_all_cells_of_its_model_then_a_new_model_then_helps_the_sl
 
 
 def test_cells_are_sharded_only_if_workers_would_be_idle() -> None:
-    own = tasks(cells("a", analyses=("lesion", "landscape")))
+    own = tasks(cells("a", analyses=("erf", "landscape")))
     assert for_workers(own, 2) == own
     parts = for_workers(own, 3)
     assert [(task.cells[0].analysis, task.shard) for task in parts] == [
-        ("lesion", (0, 1)), ("landscape", (0, 3)), ("landscape", (1, 3)), ("landscape", (2, 3)),
+        ("erf", (0, 1)), ("landscape", (0, 3)), ("landscape", (1, 3)), ("landscape", (2, 3)),
     ]  # fmt: skip
+
+
+def test_a_cell_with_a_budget_is_not_sharded(tmp_path: Path) -> None:
+    """Its parts would be over other images."""
+    limited = replace(SMALL, budget="1h")
+    (task,) = tasks(plan([TINY], {"corruption": {}}, limited))
+    assert for_workers([task], 3) == [task]
+    with pytest.raises(UserError, match="parts of one result need the same images, and a budget ends each elsewhere"):
+        list(run_study([TINY], {"corruption": {}}, limited, tmp_path / "out", shard=(0, 3)))
+    analyses = {"corruption": {"corruptions": ["fog"], "severities": [1]}}
+    (outcome,) = run_study([TINY], analyses, limited, tmp_path / "out")
+    assert outcome.state == "done"
 
 
 class Script:

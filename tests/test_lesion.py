@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backlight import lesion, load_data, load_model
 from backlight.errors import UserError
+from backlight.files import PartialResults
 from backlight.numerics.bootstrap import skewed_mean_interval
 from backlight.tracing import replay
 from backlight.tracing.find import units
@@ -422,6 +424,58 @@ def test_the_only_unit_of_a_stage_has_no_position():
 # --- refusals
 
 
+# --- several processes
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"pairs": 8, "heads": True}, {"replace": "mean"}, {"replace": "resampled"}, {"by": "similarity"}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_three_processes_make_the_result_of_one(settings: dict[str, Any], tmp_path: Path) -> None:
+    """To the bit; a part alone has the rows that it knows, and neither claims nor positions."""
+    model = load_model("test_vit", pretrained=False, num_classes=10)
+    data = load_data("fashion", model=model, limit=5, batch_size=3)
+    expected = lesion(model, data, **settings, resamples=10, seed=3)
+    assert expected.provenance["missing_rows"] == []
+    parts = [
+        lesion(model, data, **settings, resamples=10, seed=3, shard=(rank, 3), partial_results=PartialResults(tmp_path, {}))
+        for rank in (1, 2, 0)
+    ]
+    assert str(parts[-1].table) == str(expected.table)
+    assert parts[-1].claims == expected.claims
+    for key in ("by_position", "whole", "missing_rows"):
+        assert str(parts[-1].provenance.get(key)) == str(expected.provenance.get(key))
+    for key, array in expected.arrays.items():
+        np.testing.assert_array_equal(parts[-1].arrays[key], array)
+    lesions = len(expected.table) - 1
+    score = "distance" if "by" in settings else "nll"
+    for count, part in enumerate(parts[:-1], start=1):
+        missing = part.provenance["missing_rows"]
+        known = [row for i, row in enumerate(expected.table) if i not in missing]
+        assert len(missing) == pytest.approx(lesions * (3 - count) / 3, abs=1)
+        assert [row[score] for row in part.table] == [row[score] for row in known]
+        assert not part.claims
+        assert not part.provenance.get("by_position")
+        present = {row["unit"] for row in part.table if row["lesion"] == "unit"}
+        for row, whole in zip(part.table, known, strict=True):
+            if row["lesion"] == "pair":
+                both = {row["unit"], row["other_unit"]} <= present
+                assert row["nll_interaction"] == whole["nll_interaction"] if both else math.isnan(row["nll_interaction"])
+
+
+def test_each_process_runs_its_own_lesions_only(tmp_path: Path) -> None:
+    passes: list[int] = []
+    model = tower(blur(), sharpen(), pointwise(noise(3, 3)), classes=CLASSES).eval()
+    data = [(noise(6, 3, 8, 8), torch.arange(6) % CLASSES)]
+    model.register_forward_hook(lambda _, inputs, outputs: passes.append(len(outputs)) if len(outputs) == 6 else None)
+    for rank in range(4):  # the last has none of the three lesions
+        passes.clear()
+        part = lesion(model, data, resamples=5, shard=(rank, 4), partial_results=PartialResults(tmp_path / str(rank), {}))
+        assert len(passes) == 1 + (rank < 3)
+        assert [row["unit"] for row in part.table] == [-1, *([rank] if rank < 3 else [])]
+
+
 @pytest.mark.parametrize(
     ("model", "labels", "message"),
     [
@@ -444,6 +498,7 @@ def test_refuses_in_one_sentence(model, labels, message):
         ({"replace": "means"}, "did you mean mean"),
         ({"replace": "mean", "heads": True}, "leave out heads or replace"),
         ({"pairs": -1}, "pairs is -1; it must be at least 0"),
+        ({"shard": (1, 1)}, r"shard is \(1, 1\); it must be"),
         ({"heads": True}, "no attention whose heads can be silenced"),
     ],
 )

@@ -113,7 +113,9 @@ class Analysis:
         """How it runs, in words."""
         if self.training_loss:
             return "in pieces: a stopped run resumes" + (", and several processes can share the work" if self.shards else "")
-        return "shares a forward pass" if self.reducer else "alone"
+        if self.reducer:
+            return "shares a forward pass"
+        return "alone, or several processes share the work" if self.shards else "alone"
 
     def options(self) -> tuple[Option, ...]:
         """All settings that a command or a study file can give it."""

@@ -11,7 +11,6 @@ from torch import nn
 from backlight.analyses.entry import ObjectiveSettings
 from backlight.curvature.batches import recipe_of
 from backlight.curvature.loss import Loss, Objective, Predicate, soft_cross_entropy
-from backlight.errors import UserError
 from backlight.recipes import DECAY
 
 S = TypeVar("S", bound=ObjectiveSettings)
@@ -31,9 +30,3 @@ def training_objective(
         objective = replace(objective, decayed=decayed)
     decay_all = None if decayed is not None else recipe.decay_all
     return replace(settings, weight_decay=recipe.weight_decay, decay_all=decay_all), objective, chosen.record()
-
-
-def refuse_no_shard(shard: tuple[int, int]) -> None:
-    """Errors: UserError unless this is one part of several."""
-    if not (len(shard) == 2 and 0 <= shard[0] < shard[1]):
-        raise UserError(f"shard is {shard!r}; it must be (rank, world) with 0 <= rank < world")

@@ -38,6 +38,9 @@ def measure(
     title = f"{first.model}: {', '.join(cell.analysis for cell in cells)}"
     entry = first.entry
     own = _objects(first)
+    part: dict[str, Any] = {"shard": shard} if entry.shards else {}
+    if entry.shards or entry.training_loss:
+        part["partial_results"] = _partial_results(folder, first, identities)
     if entry.training_loss is None:
         seconds = shared.budget_seconds
         limited = Budgeted(loaded.data(first), seconds) if seconds else None
@@ -46,16 +49,13 @@ def measure(
             reducers = {cell.entry.reducer_type(): cell.entry.settings(**cell.settings) for cell in cells}
             results: Sequence[Result | NotApplicable] = single_pass(loaded.model, data, reducers, **at, **common)
         else:
-            results = [entry.function(loaded.model, data, **own, **common, **(at if entry.reads_stream else {}))]
+            results = [entry.function(loaded.model, data, **own, **common, **part, **(at if entry.reads_stream else {}))]
         return [with_budget(result, limited) if isinstance(result, Result) else result for result in results]
     batches = _training_batches(loaded.model, first)
     if hasattr(entry.module, "plan"):
         title += f" ({entry.module.plan(loaded.model, batches, entry.settings(**_own_settings(first)))})"
-    pieces: dict[str, Any] = {
-        "partial_results": _partial_results(folder, first, identities),
-        "track": partial(Counted, what=title, show=show, unit="steps"),
-    }
-    return [entry.function(loaded.model, batches, **own, **common, **pieces, **({"shard": shard} if entry.shards else {}))]
+    track = partial(Counted, what=title, show=show, unit="steps")
+    return [entry.function(loaded.model, batches, **own, **common, **part, track=track)]
 
 
 def with_budget(result: Result, limited: Budgeted | None) -> Result:
@@ -115,8 +115,11 @@ def dividing(images: int, most: int) -> int:
 
 
 def _partial_results(folder: Path | None, cell: Cell, identities: Mapping[str, Identity]) -> PartialResults:
-    """Where the finished pieces of a cell are stored: for this request of this model and these data."""
-    if folder is None:
+    """Where the finished pieces of a cell are stored: for this request of this model and these data.
+
+    Nowhere with a budget: the next run sees another number of images.
+    """
+    if folder is None or cell.shared.budget:
         return PartialResults(None, {})
     return PartialResults(unfinished(folder, cell), {**cell.request(), "identity": asdict(identities[cell.analysis])})
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from backlight.errors import UserError
 from backlight.progress import Show, quiet
 from backlight.study.engines.named import engine_named
 from backlight.study.folder import start_study, store_request
@@ -38,9 +39,11 @@ def run_study(
     data and analysis, is not run; a cell that another process measures is waited for.
     With ``keep_going`` a cell that fails is yielded with its error and the rest are run.  ``shard``: (rank, world).
     ``engine``: here, processes:N, ray or ray:N; ``address``: of a Ray cluster.  ``timeout``: seconds for a cell, with
-    workers that can be ended.  Errors: UserError for an unknown analysis, setting or engine, or if a cell is there that was
-    made with other settings.
+    workers that can be ended.  Errors: UserError for an unknown analysis, setting or engine, for shards with a budget, or if
+    a cell is there that was made with other settings.
     """
+    if settings.budget and shard[1] > 1:
+        raise UserError("parts of one result need the same images, and a budget ends each elsewhere; leave out one of the two")
     cells = plan(models, analyses, settings)
     folder = Path(out) if out is not None else None
     run = engine_named(engine, folder, address=address, timeout=timeout)

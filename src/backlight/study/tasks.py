@@ -40,7 +40,8 @@ def for_workers(all_tasks: Sequence[Task], workers: int) -> list[Task]:
 
 def is_shardable(task: Task) -> bool:
     """Whether several workers can each compute a part of it."""
-    return task.shard[1] == 1 and len(task.cells) == 1 and task.cells[0].entry.shards
+    cell = task.cells[0]
+    return task.shard[1] == 1 and len(task.cells) == 1 and cell.entry.shards and not cell.shared.budget
 
 
 def shards(task: Task, world: int) -> list[Task]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from backlight.analyses.corruption.measure import Corruption
+    from backlight.files import PartialResults
 
 
 @analysis(
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     settings=CorruptionSettings,
     result="Corruption",
     needs=("images", "labels"),
+    shards=True,
     passes=lambda s, units: 1 + len(s.corruptions) * len(s.severities),
     example="demo-cnn demo-vit --data fashion --limit 200 --out runs",
 )
@@ -39,6 +41,8 @@ def corruption(
     resamples: int = 1000,
     seed: int = 0,
     name: str | None = None,
+    partial_results: PartialResults | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> Corruption:
     """Accuracy, NLL and ECE under each corruption and severity, and their changes, with paired 95% intervals over images.
 
@@ -47,6 +51,10 @@ def corruption(
     ``mean`` and ``std`` say how the images
     were normalised where the data do not.  What is random in an image depends on the seed and its position in the data.
 
+    ``shard=(rank, world)`` computes a share of the corruptions and severities, beside the clean images, and stores it in
+    ``partial_results``, of this model and these images alone; the result is complete, with means over all and mCE, once
+    ``provenance["missing_rows"]`` is empty.
+
     Errors: UserError for an unknown corruption or severity, for data without labels or of unknown normalisation, and
     for a folder whose images are not those of the data; Unavailable for a missing library or file.
     """
@@ -54,4 +62,7 @@ def corruption(
 
     official = str(folder) if folder is not None else None
     settings = CorruptionSettings(corruptions, tuple(severities), official, strengths, bins)  # type: ignore[arg-type]
-    return measure(model, data, settings, mean=mean, std=std, resamples=resamples, seed=seed, name=name)
+    return measure(
+        model, data, settings, mean=mean, std=std, resamples=resamples, seed=seed, name=name, partial_results=partial_results,
+        shard=shard,
+    )  # fmt: skip

@@ -29,9 +29,11 @@ from backlight.analyses.corruption.corrupted_images import (
     corrupted_batches,
 )
 from backlight.analyses.corruption.settings import CorruptionSettings
+from backlight.analyses.shards import joined, own_parts, refuse_no_shard
 from backlight.data.corruption_names import COMMON, FAMILIES, SEVERITIES
 from backlight.data.normalisation import normalisation_of
 from backlight.errors import UserError
+from backlight.files import PartialResults
 from backlight.inputs import checked_labels, first_tensor, refuse_no_classifier, refuse_not_finite, to_model
 from backlight.numerics.bootstrap import Interval, statistic_interval
 from backlight.numerics.calibration import scores
@@ -70,22 +72,27 @@ def measure(
     data: Iterable[Any],
     settings: CorruptionSettings,
     *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-    name: str | None = None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    resamples: int,
+    seed: int,
+    name: str | None,
+    partial_results: PartialResults | None,
+    shard: tuple[int, int],
 ) -> Corruption:
     """The result of `backlight.corruption`."""
     started = time.perf_counter()
+    refuse_no_shard(shard)
+    partial_results = partial_results or PartialResults(None, {})
     normalisation = normalisation_of(data, mean, std)
     official = settings.folder is not None
     source: Source = OfficialCorruptions.of(settings, data) if official else GeneratedCorruptions.of(settings, seed)
     conditions = [CLEAN, *((corruption, s) for corruption in settings.corruptions for s in settings.severities)]
-    batch_scores: dict[Condition, list[NDArray[np.float64]]] = {condition: [] for condition in conditions}  # (3, B) each
+    own = {conditions[i]: i for i in own_parts(len(conditions), shard, partial_results)}
+    batch_scores: dict[Condition, list[NDArray[np.float64]]] = {condition: [] for condition in own}  # (3, B) each
     answers = Answers()
     with evaluating(model), torch.inference_mode():
-        for condition, batch, images in corrupted_batches(data, conditions, source, normalisation):
+        for condition, batch, images in corrupted_batches(data, list(own), source, normalisation):
             logits = first_tensor(model(to_model(images, model)))
             if not batch_scores[CLEAN]:
                 refuse_no_classifier(model, logits, data)
@@ -98,18 +105,24 @@ def measure(
     if not batch_scores[CLEAN]:
         raise UserError("no images: the data are empty")
     refuse_not_finite(answers.not_finite, answers.images)
-    image_scores = np.stack([np.concatenate(batch_scores[condition], axis=1) for condition in conditions])
-    reference, reason = reference_of(data, settings)
-    table, reliability = _summary(image_scores, _groups(conditions), reference, settings.bins, resamples, seed)
+    own_scores = {i: np.concatenate(batch_scores[condition], axis=1) for condition, i in own.items()}
+    known = joined(own_scores, len(conditions), partial_results)
+    missing = [i for i in range(len(conditions)) if i not in known]
+    image_scores = np.stack(list(known.values()))
+    reference, reason = (None, "no mCE: parts are missing") if missing else reference_of(data, settings)
+    groups = _groups([conditions[i] for i in known])
+    table, reliability = _summary(image_scores, groups, reference, settings.bins, resamples, seed)
     recorded = asdict(settings) | {"strengths": source.strengths} | asdict(normalisation)
     facts = provenance(model, data, images=image_scores.shape[2], resamples=resamples, seed=seed, **recorded) | {
+        "missing_rows": missing,
         "seconds": round(time.perf_counter() - started, 3),
         "mce": reason,
         "summary": {key: [table[-1][f"{key}{end}"] for end in ("", "_low", "_high")] for key in ("accuracy", *RATIOS)},
     }
     facts |= answers.caution(facts)
-    correct = np.stack([image_scores[0, 0], image_scores[1:, 0].mean(0)]).astype(np.float32)
-    arrays: dict[str, np.ndarray] = {"reliability": reliability, "per_image/correct": correct}
+    arrays: dict[str, np.ndarray] = {"reliability": reliability}
+    if not missing:
+        arrays["per_image/correct"] = np.stack([image_scores[0, 0], image_scores[1:, 0].mean(0)]).astype(np.float32)
     return Corruption(model_name(model, name), table, [], facts, arrays)
 
 
@@ -153,7 +166,7 @@ def _groups(conditions: Sequence[Condition]) -> dict[Group, list[int]]:
     for i, (corruption, severity) in enumerate(conditions[1:], start=1):
         for group in ((corruption, None), ("mean", severity), ("mean", None)):
             means.setdefault(group, []).append(i)
-    order = sorted(means, key=lambda group: (group[0] == "mean", group[1] is None))
+    order = sorted(means, key=lambda group: (group[0] == "mean", group[1] is None, group[1] or 0))
     return single | {group: means[group] for group in order}
 
 
@@ -286,8 +299,8 @@ class Corruption(Result):
         rows = self.over_severities("mean")
         severities = [row["severity"] for row in rows]
         for name, family in family_of.items():
-            line = [100 * row[column] for row in self.over_severities(name)]
-            ax.plot(severities, line, color=FAMILY_COLOUR[family], lw=0.7, alpha=0.6)
+            line = [(row["severity"], 100 * row[column]) for row in self.over_severities(name)]
+            ax.plot(*zip(*line, strict=True), color=FAMILY_COLOUR[family], lw=0.7, alpha=0.6)
         for family in dict.fromkeys(family_of.values()):
             ax.plot([], [], color=FAMILY_COLOUR[family], label=family)
         value, low, high = (np.array([100 * row[f"{column}{end}"] for row in rows]) for end in ("", "_low", "_high"))
@@ -302,7 +315,7 @@ class Corruption(Result):
 
         from backlight.results.figures import LEGEND
 
-        severities = [0, *self.provenance["settings"]["severities"]]
+        severities = [row["severity"] for row in self.over_severities("mean")]
         for severity, diagram in zip(severities, self.arrays["reliability"][:, 0], strict=True):
             confidence, accuracy, share = diagram
             filled = share > 0.01  # the accuracy of a bin of few images is noise

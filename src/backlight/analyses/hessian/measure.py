@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from backlight.analyses.entry import Track
 from backlight.analyses.hessian.settings import HessianSettings
-from backlight.analyses.training_loss import refuse_no_shard, training_objective
+from backlight.analyses.shards import refuse_no_shard
+from backlight.analyses.training_loss import training_objective
 from backlight.curvature.batched_hessian import Hessians
 from backlight.curvature.hessian import Hessian, of_units
 from backlight.curvature.loss import Objective, Predicate

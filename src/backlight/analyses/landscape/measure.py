@@ -23,7 +23,8 @@ from backlight.analyses.entry import Track
 from backlight.analyses.landscape.flatness import STEP, ResampledMean, claims, flatness, resampled_mean
 from backlight.analyses.landscape.result import Landscape
 from backlight.analyses.landscape.settings import LandscapeSettings
-from backlight.analyses.training_loss import refuse_no_shard, training_objective
+from backlight.analyses.shards import refuse_no_shard
+from backlight.analyses.training_loss import training_objective
 from backlight.curvature.directions import Plane, Snapshot, eigenvector_plane, path_plane, random_plane
 from backlight.curvature.loss import Loss, Objective, Predicate, soft_cross_entropy
 from backlight.curvature.perturbed import (

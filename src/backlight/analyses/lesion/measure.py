@@ -14,9 +14,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from backlight.analyses.chance import Answers
 from backlight.analyses.lesion.distance import distances, rows_of
 from backlight.analyses.lesion.settings import LesionSettings
+from backlight.analyses.shards import joined, own_parts, refuse_no_shard
 from backlight.analyses.single_pass import described
 from backlight.errors import NotApplicable, UserError
+from backlight.files import PartialResults
 from backlight.inputs import checked_labels, first_tensor, image_batches, refuse_no_classifier, to_model
 from backlight.numerics.bootstrap import Interval
 from backlight.numerics.calibration import scores
@@ -56,18 +58,72 @@ Replacement = Callable[[Unit], Callable[[int, Tensor], Tensor]]
 
 
 def measure(
-    model: nn.Module, data: Iterable[Any], settings: LesionSettings, *, resamples: int, seed: int, name: str | None
+    model: nn.Module,
+    data: Iterable[Any],
+    settings: LesionSettings,
+    *,
+    resamples: int,
+    seed: int,
+    name: str | None,
+    partial_results: PartialResults | None,
+    shard: tuple[int, int],
 ) -> Lesion:
     """The result of `backlight.lesion`."""
     started = time.perf_counter()
+    refuse_no_shard(shard)
     if settings.replace == "mean" and iter(data) is data:
         raise UserError("replace='mean' reads the images twice, and an iterator can be read only once; give a list or a loader")
+    rows = _measured(model, data, settings, seed, partial_results or PartialResults(None, {}), shard)
+    image_scores, lesions = rows.image_scores, rows.lesions
+    facts = provenance(model, data, images=image_scores.shape[2], resamples=resamples, seed=seed, **asdict(settings)) | {
+        "seconds": round(time.perf_counter() - started, 3),
+        "left_out": rows.left_out,
+        "missing_rows": rows.missing,
+    }
+    name = model_name(model, name)
+    if settings.by == "similarity":
+        table = rows_of([rows.intact, *(lesion.row for lesion in lesions)], image_scores[:, 0], resamples, seed)
+        return Lesion(name, table, [], facts, {"per_image/distance": image_scores[:, 0].astype(np.float32)})
+    facts |= rows.answers.caution(facts)
+    single = [lesion.units[0] for lesion in lesions if lesion.row["lesion"] == "unit"]
+    table, whole = _table(rows.intact, lesions, image_scores, resamples, seed)
+    facts |= {"whole": whole, "by_position": [] if rows.missing else _by_position(single, image_scores, resamples, seed)}
+    correct, nll = image_scores.transpose(1, 0, 2)
+    arrays = {"per_image/correct": correct.astype(np.uint8), "per_image/nll": nll.astype(np.float32)}
+    claims = [] if rows.missing else _claims(single, correct[1 : len(single) + 1])
+    return Lesion(name, table, claims, facts, arrays)
+
+
+class _Rows(NamedTuple):
+    """The rows that are known: of the intact model, and of lesions that this process or another one has measured."""
+
+    intact: Row  # its first columns
+    lesions: list[_OneLesion]
+    image_scores: np.ndarray  # (lesions + 1, 2 scores or 1 distance, n), the intact model first
+    missing: list[int]  # numbers of rows
+    left_out: list[str]
+    answers: Answers
+
+
+def _measured(
+    model: nn.Module,
+    data: Iterable[Any],
+    settings: LesionSettings,
+    seed: int,
+    partial_results: PartialResults,
+    shard: tuple[int, int],
+) -> _Rows:
+    """Row 0 is the intact model, the others are lesions; this process measures its share, and stores it.
+
+    Errors: UserError if there are no images.
+    """
     lesions: list[_OneLesion] = []
+    own: list[int] = []  # rows
     left_out: list[str] = []
     means: dict[tuple[int, int], Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
     answers, scorer = Answers(), _distances if settings.by == "similarity" else _scores
-    batch_scores: list[np.ndarray] = []  # (lesions + 1, 2 scores or 1 distance, B) each, the intact model first
+    batch_scores: list[np.ndarray] = []  # (own, 2 scores or 1 distance, B) each
     batches = image_batches(data)
     with evaluating(model), torch.inference_mode():
         for images, labels in _at_least_two(batches) if settings.replace == "resampled" else batches:
@@ -77,9 +133,10 @@ def measure(
                     refuse_no_classifier(model, first_tensor(model(images[:1])), data)
                 silenced, left_out = removable(model, images[:2], by_image=settings.replace != "zero")
                 lesions = _lesions(model, images[:2], silenced, settings, seed)
+                own = own_parts(len(lesions) + 1, shard, partial_results)
                 means = _means(model, data, silenced) if settings.replace == "mean" else {}
                 replay = Replay(model, images[:2])
-                finished = [lesion.finished_before(replay) for lesion in lesions]
+                finished = {i: lesions[i - 1].finished_before(replay) for i in own[1:]}
             replacement = _replacement(settings.replace, len(images), means, generator)
             with nullcontext() if replay.own_pass else replay.keeping():
                 intact = first_tensor(model(images))
@@ -89,28 +146,17 @@ def measure(
             if settings.by == "accuracy":
                 answers.add(*checked_labels(intact, labels.to(intact.device) if labels is not None else None))
             rows = [scorer(intact, labels, intact)]
-            for lesion, names in zip(lesions, finished, strict=True):
-                with replay.handing_back(names), lesion.applied(model, replacement):
+            for i, names in finished.items():
+                with replay.handing_back(names), lesions[i - 1].applied(model, replacement):
                     rows.append(scorer(first_tensor(model(images)), labels, intact))
             batch_scores.append(np.stack(rows))
     if not batch_scores:
         raise UserError("no images: the data are empty")
-    image_scores = np.concatenate(batch_scores, axis=2)
-    facts = provenance(model, data, images=image_scores.shape[2], resamples=resamples, seed=seed, **asdict(settings)) | {
-        "seconds": round(time.perf_counter() - started, 3),
-        "left_out": left_out,
-    }
-    name = model_name(model, name)
-    if settings.by == "similarity":
-        table = rows_of([_intact_row(lesions), *(lesion.row for lesion in lesions)], image_scores[:, 0], resamples, seed)
-        return Lesion(name, table, [], facts, {"per_image/distance": image_scores[:, 0].astype(np.float32)})
-    facts |= answers.caution(facts)
-    single = [lesion.units[0] for lesion in lesions if lesion.row["lesion"] == "unit"]
-    table, whole = _table(lesions, image_scores, resamples, seed)
-    facts |= {"whole": whole, "by_position": _by_position(single, image_scores, resamples, seed)}
-    correct, nll = image_scores.transpose(1, 0, 2)
-    arrays = {"per_image/correct": correct.astype(np.uint8), "per_image/nll": nll.astype(np.float32)}
-    return Lesion(name, table, _claims(single, correct[1 : len(single) + 1]), facts, arrays)
+    own_scores = dict(zip(own, np.concatenate(batch_scores, axis=2), strict=True))
+    known = joined(own_scores, len(lesions) + 1, partial_results)
+    missing = [i for i in range(len(lesions) + 1) if i not in known]
+    image_scores = np.stack(list(known.values()))
+    return _Rows(_intact_row(lesions), _known(lesions, list(known)), image_scores, missing, left_out, answers)
 
 
 def removable(model: nn.Module, images: Tensor, *, by_image: bool = False) -> tuple[list[Unit], list[str]]:
@@ -193,6 +239,16 @@ def _branches(model: nn.Module, silenced: Sequence[Unit], more: Row) -> list[_On
     if not parts:
         raise UserError(f"{model_name(model)} has no unit with branches of different kinds; leave out branches")
     return [_OneLesion(_row(part, "branch") | more, (part,)) for part in parts]
+
+
+def _known(lesions: Sequence[_OneLesion], rows: Sequence[int]) -> list[_OneLesion]:
+    """The lesions of these rows; a pair has no parts unless the lesions of both its units are among them."""
+    place = {row - 1: i - 1 for i, row in enumerate(rows)}  # of a lesion among all -> among these
+    lesions = [lesions[row - 1] for row in rows[1:]]
+    return [
+        replace(lesion, parts=tuple(place[part] for part in lesion.parts) if place.keys() >= set(lesion.parts) else ())
+        for lesion in lesions
+    ]
 
 
 def _row(unit: Unit, lesion: str = "unit") -> Row:
@@ -282,10 +338,9 @@ def _intact_row(lesions: Sequence[_OneLesion]) -> Row:
 
 
 def _table(
-    lesions: Sequence[_OneLesion], image_scores: np.ndarray, resamples: int, seed: int
+    intact: Row, lesions: Sequence[_OneLesion], image_scores: np.ndarray, resamples: int, seed: int
 ) -> tuple[list[Row], dict[str, list[float]]]:
     """One row per lesion, the intact model first, and the intact model's scores.  Shapes: image_scores (lesions + 1, 2, n)."""
-    intact = _intact_row(lesions)
     table: list[Row] = [intact, *(lesion.row for lesion in lesions)]
     own = score_intervals(image_scores, resamples=resamples, seed=seed)
     paired = score_intervals(image_scores, image_scores[:1], resamples=resamples, seed=seed)
