@@ -338,6 +338,18 @@ def test_the_channels_that_a_model_was_built_for_are_used():
     np.testing.assert_allclose(record["std"], [weights @ timm.data.IMAGENET_DEFAULT_STD])
 
 
+def test_channels_that_a_model_folds_pixels_into_are_not_those_of_its_images():
+    class Folding(nn.Module):
+        def __init__(self, first):
+            super().__init__()
+            self.fold, self.conv = first, nn.Conv2d(48, 4, 3)
+            self.pretrained_cfg = {"input_size": (3, 32, 32), "first_conv": "conv"}
+
+    assert preprocessing(Folding(nn.PixelUnshuffle(4)))["input_size"] == [3, 32, 32]
+    with pytest.raises(UserError, match="takes 48 channels"):  # the convolution reads the images themselves
+        preprocessing(Folding(None))
+
+
 def test_one_mean_is_used_for_three_channels():
     record = preprocessing(Model(input_size=(3, 8, 8), mean=(0.5,), std=(0.25,)))
     assert (record["mean"], record["std"]) == ([0.5] * 3, [0.25] * 3)

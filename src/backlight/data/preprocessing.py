@@ -133,13 +133,18 @@ def built_size(model: nn.Module) -> list[int] | None:
 
 
 def built_channels(model: nn.Module, cfg: dict[str, Any]) -> int | None:
-    """Input channels of the layer that ``pretrained_cfg`` calls the first convolution; None if there is none."""
+    """Input channels of the layer that ``pretrained_cfg`` calls the first convolution; None if that does not say.
+
+    A layer before it may fold blocks of pixels into channels, as in TResNet: then they are not the images'.
+    """
     first = cfg.get("first_conv")
     name = first if isinstance(first, str) else first[0] if first else ""
     try:
-        return getattr(model.get_submodule(name), "in_channels", None) if name else None
+        channels = getattr(model.get_submodule(name), "in_channels", None) if name else None
     except AttributeError:
         return None
+    leaves = (path for path, module in model.named_modules() if not list(module.children()))
+    return None if channels and channels > 3 and next(leaves, name) != name else channels
 
 
 def of_channels(statistic: Sequence[float], channels: int) -> list[float]:
