@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -90,17 +90,6 @@ class Buildup(Result):
 
     analysis: ClassVar[str] = "buildup"
     panels: ClassVar[tuple[str, ...]] = ("accuracy",)
-    captions: ClassVar[Mapping[str, str]] = {
-        "accuracy": (
-            "Accuracy on images held out of training, mean over seeds, of the networks that the search trained, by the number "
-            "of attentions in place of convolutions; beside a mark, its attentions in each stage."
-        ),
-    }
-
-    @property
-    def sample(self) -> str:
-        """The bars are over seeds."""
-        return "seeds"
 
     def _draw(self, ax: Axes, panel: str) -> None:
         """Figure 12a: accuracy against the number of attentions; kept trials on a line, others open, controls grey."""

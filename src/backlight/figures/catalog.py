@@ -26,9 +26,6 @@ class PaperFigure:
     shows: str
     analyses: tuple[str, ...]  # results that a model needs to be in it
     drawn_by: str  # module:function, of the models that are in it
-    panels: tuple[str, ...] = ()  # analysis/panel of the results whose captions explain it
-    terms: str = ""  # what these do not explain
-    intervals: bool = True  # whether it shows any
 
     def function(self) -> Callable[[Sequence[Model]], Figure]:
         """What draws it; it imports matplotlib."""
@@ -37,54 +34,28 @@ class PaperFigure:
 
 
 SPECTRA = "Density of the largest Hessian eigenvalues of each mini-batch, negative and positive."
-DENSITIES = ("hessian/negative", "hessian/positive")
-ERROR = "Test error: share of wrong answers. Training NLL: negative log-likelihood of the label of augmented training images."
 FIGURES = {
     figure.number: figure
     for figure in (
-        PaperFigure(
-            "1a", "The loss around the trained weights, without and with decay.", ("landscape",), "surfaces:draw",
-            terms="NLL: negative log-likelihood of the label, above its lowest, as the weights move along two directions; "
-            "the decay term is half the weight decay times the squared length of the weights.",
-            intervals=False,
-        ),
-        PaperFigure("1b", f"{SPECTRA}  A CNN and a ViT.", ("hessian",), "spectra:draw", DENSITIES),
-        PaperFigure(
-            "2a", "Δ log amplitude by frequency, a curve a unit.", ("fourier",), "panels:amplitudes", ("fourier/spectrum",)
-        ),
-        PaperFigure(
-            "2a-transfer", "Ours: log amplitude after a unit less that before it.", ("fourier",), "panels:transfers",
-            ("fourier/transfer",),
-        ),
-        PaperFigure("2b", "Change of accuracy by the frequency of noise.", ("noise",), "noise:draw", ("noise/accuracy",)),
-        PaperFigure("4", f"{SPECTRA}  All images and a few.", ("hessian",), "spectra:draw", DENSITIES),
-        PaperFigure(
-            "5", "Test error against training NLL.", ("calibration", "landscape"), "points:error_and_nll", terms=ERROR
-        ),
-        PaperFigure("6", f"{SPECTRA}  Class token and average pooling.", ("hessian",), "spectra:draw", DENSITIES),
+        PaperFigure("1a", "The loss around the trained weights, without and with decay.", ("landscape",), "surfaces:draw"),
+        PaperFigure("1b", f"{SPECTRA}  A CNN and a ViT.", ("hessian",), "spectra:draw"),
+        PaperFigure("2a", "Δ log amplitude by frequency, a curve a unit.", ("fourier",), "panels:amplitudes"),
+        PaperFigure("2a-transfer", "Ours: log amplitude after a unit less that before it.", ("fourier",), "panels:transfers"),
+        PaperFigure("2b", "Change of accuracy by the frequency of noise.", ("noise",), "noise:draw"),
+        PaperFigure("4", f"{SPECTRA}  All images and a few.", ("hessian",), "spectra:draw"),
+        PaperFigure("5", "Test error against training NLL.", ("calibration", "landscape"), "points:error_and_nll"),
+        PaperFigure("6", f"{SPECTRA}  Class token and average pooling.", ("hessian",), "spectra:draw"),
         PaperFigure(
             "7", "Error against training NLL, and the spectra, by the neighbourhood of attention.",
-            ("calibration", "landscape", "hessian"), "points:locality", DENSITIES, ERROR,
+            ("calibration", "landscape", "hessian"), "points:locality",
         ),
-        PaperFigure(
-            "8", "Δ log amplitude at the highest frequency by depth.", ("fourier",), "panels:highest_amplitude",
-            ("fourier/depth",),
-        ),
-        PaperFigure(
-            "8-parts", "Ours: the steps of figure 8, of mean and highest frequency.", ("fourier",), "panels:steps",
-            ("fourier/steps",),
-        ),
-        PaperFigure("9", "Variance of feature maps by depth.", ("variance",), "panels:variances", ("variance/depth",)),
-        PaperFigure("10a", "CKA between units.", ("similarity",), "panels:similarities", ("similarity/matrix",)),
-        PaperFigure("10b", "Change of accuracy without a unit.", ("lesion",), "panels:lesions", ("lesion/accuracy",)),
-        PaperFigure(
-            "12a", "Accuracy by the number of attentions.", ("calibration",), "points:build_up",
-            terms="Below: the units of each stage, a letter a unit (a attention, c convolution, m MLP); M: million parameters.",
-        ),
-        PaperFigure(
-            "12b", "Accuracy under corruptions against accuracy.", ("calibration", "corruption"), "points:robustness",
-            terms="Accuracy under corruptions: mean over corruptions (noise, blur, weather, compression) and severities.",
-        ),
+        PaperFigure("8", "Δ log amplitude at the highest frequency by depth.", ("fourier",), "panels:highest_amplitude"),
+        PaperFigure("8-parts", "Ours: the steps of figure 8, of mean and highest frequency.", ("fourier",), "panels:steps"),
+        PaperFigure("9", "Variance of feature maps by depth.", ("variance",), "panels:variances"),
+        PaperFigure("10a", "CKA between units.", ("similarity",), "panels:similarities"),
+        PaperFigure("10b", "Change of accuracy without a unit.", ("lesion",), "panels:lesions"),
+        PaperFigure("12a", "Accuracy by the number of attentions.", ("calibration",), "points:build_up"),
+        PaperFigure("12b", "Accuracy under corruptions against accuracy.", ("calibration", "corruption"), "points:robustness"),
     )
 }  # fmt: skip
 

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 from backlight.errors import UserError
 from backlight.figures.catalog import PaperFigure, figure_of
 from backlight.files import write_atomic
-from backlight.results.captions import shared, write_below
-from backlight.results.figures import paper_style
 from backlight.study.folder import Model, read_study
 
 if TYPE_CHECKING:
@@ -30,21 +28,7 @@ def draw(number: str, models: Sequence[Model]) -> Figure:
     if not shown:
         raise UserError(f"figure {number} needs {_and(about)} of one model, and no model here has that: run {_commands(about)}")
     names = short_names([model.name for model in shown])
-    figure = about.function()([renamed(model, names[model.name]) for model in shown])
-    with paper_style():
-        write_below(figure, explained(about, shown))
-    return figure
-
-
-def explained(about: PaperFigure, models: Sequence[Model]) -> list[str]:
-    """The paragraphs of its caption."""
-    keys = [key.partition("/") for key in about.panels]
-    captions = dict.fromkeys(model.results[name].caption(panel) for name, _, panel in keys for model in models)
-    marks = dict.fromkeys(mark for name, _, panel in keys for mark in models[0].results[name].marks.get(panel, ()))
-    results = [model.results[name] for name in about.analyses for model in models]
-    ends = shared(results, intervals=about.intervals)
-    opening = about.terms if about.panels else f"{about.shows} {about.terms}"
-    return [text for text in (opening, *captions, " ".join([*marks, *ends])) if text]
+    return about.function()([renamed(model, names[model.name]) for model in shown])
 
 
 def _and(about: PaperFigure) -> str:
@@ -85,6 +69,8 @@ def joined(one: Model, other: Model, folder: Path) -> Model:
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure.  Errors: UserError for another kind of file, or if it cannot be written."""
     import io
+
+    from backlight.results.figures import paper_style
 
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} is no {', '.join(SUFFIXES)}: give --out FILE with one of these endings")

@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backlight.report import words
-from backlight.results.captions import images_of, split_of
 from backlight.results.claim import Claim
 from backlight.results.result import Result
+
+SPLITS = {"train": "training", "test": "test", "val": "validation", "validation": "validation"}
+
+
+def split_of(result: Result | None) -> str:
+    """The split in a word that stands before "images"; empty if it is not known."""
+    split = str((result.provenance.get("data") or {}).get("split") or "") if result is not None else ""
+    return SPLITS.get(split, split)
+
+
+def images_of(result: Result) -> str:
+    """What a result is measured on: "2,000 test images", "320 training images"."""
+    count, split = result.provenance.get("images"), split_of(result)
+    kind = f"{split} image" if split else "image"
+    return words.counted(int(count), kind) if count else f"{kind}s"
 
 
 def over(results: Sequence[Result | None]) -> str:

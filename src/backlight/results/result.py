@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -52,8 +51,6 @@ class Result:
 
     analysis: ClassVar[str]
     panels: ClassVar[tuple[str, ...]]  # the figures that ``draw`` knows, the paper's first
-    captions: ClassVar[Mapping[str, str]]  # panel -> its axes and terms in sentences, for print and for the page
-    marks: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})  # panel -> shading and lines that only print has
 
     def __post_init__(self) -> None:
         plain = [{k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()} for row in self.table]
@@ -96,36 +93,15 @@ class Result:
     def _draw(self, ax: Axes, panel: str) -> None:
         raise NotImplementedError
 
-    @property
-    def sample(self) -> str:
-        """What the bands and bars of the figure are intervals over; empty if it has none."""
-        return "images"
-
-    def caption(self, panel: str) -> str:
-        """The axes and terms of a panel, in sentences."""
-        return self.captions[panel]
-
-    def shown(self) -> tuple[str, ...]:
-        """The panels in the figure of this result."""
-        return self.panels
-
     def figure(self) -> Figure:
-        """The panels side by side, in a style fit for print, with a caption below them."""
-        from backlight.results.captions import of_panels, write_below
-        from backlight.results.figures import paper_style, title
+        """All panels side by side, in a style fit for print."""
+        from backlight.results.figures import paper_figure, paper_style, title
 
         with paper_style():
-            figure = self._panels_drawn()
+            figure, axes = paper_figure(len(self.panels))
+            for ax, panel in zip(axes, self.panels, strict=True):
+                self.draw(ax, panel)
             title(figure, self.model)
-            write_below(figure, of_panels(self, self.shown()))
-        return figure
-
-    def _panels_drawn(self) -> Figure:
-        from backlight.results.figures import paper_figure
-
-        figure, axes = paper_figure(len(self.shown()))
-        for ax, panel in zip(axes, self.shown(), strict=True):
-            self.draw(ax, panel)
         return figure
 
     def save(self, folder: str | Path) -> Path:

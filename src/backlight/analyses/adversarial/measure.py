@@ -11,7 +11,7 @@ random noise of the same size runs beside both attacks, and laws that working gr
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -224,13 +224,6 @@ class Adversarial(Result):
 
     analysis: ClassVar[str] = "adversarial"
     panels: ClassVar[tuple[str, ...]] = ("accuracy", "success")
-    captions: ClassVar[Mapping[str, str]] = {
-        "accuracy": (
-            "Accuracy on images changed by at most epsilon, in 1/255 of a pixel's range: by noise (random), one step along the "
-            "gradient (FGSM: fast gradient sign method) or several (PGD: projected gradient descent)."
-        ),
-        "success": "Success: share of the images that can be attacked whose answer the change turns as the attack wants.",
-    }
 
     def _draw(self, ax: Axes, panel: str) -> None:
         """A line for each attack over epsilon."""

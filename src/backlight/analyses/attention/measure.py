@@ -11,7 +11,7 @@ left out, as queries and as keys, and the remaining weights of each query are no
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,7 +23,6 @@ from torch import Tensor
 from backlight.analyses.entry import NoSettings
 from backlight.analyses.single_pass import Attentions, Reads, described
 from backlight.numerics.bootstrap import Interval, mean_interval
-from backlight.results.captions import DOTTED
 from backlight.results.claim import Claim
 from backlight.results.result import Result, Row, columns
 from backlight.tracing.attention_maps import AttentionCall
@@ -214,16 +213,6 @@ class Attention(Result):
 
     analysis: ClassVar[str] = "attention"
     panels: ClassVar[tuple[str, ...]] = METRICS
-    captions: ClassVar[Mapping[str, str]] = {
-        "distance": (
-            "Mean distance from a query to the keys, by weight; uniform: of equal weights. Depth 0 is the first unit, 1 the "
-            "last."
-        ),
-        "entropy": "Entropy of the weights of a query: 0 if one key has all the weight, highest if all keys have the same.",
-        "nmi": "NMI (normalised mutual information): 0 if all queries have the same weights, 1 if each has its own keys.",
-        "high_frequency": "Share of the attention matrix that is left without its mean over queries: 0 if it only averages.",
-    }
-    marks: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(METRICS, ("A mark is a head, the line their mean.", *DOTTED))
 
     def by_attention(self) -> list[list[Row]]:
         """The rows of each attention's heads."""

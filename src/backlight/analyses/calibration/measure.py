@@ -6,7 +6,7 @@ omits images of confidence exactly 1.0; here they count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -264,13 +264,6 @@ class Calibration(Result):
 
     analysis: ClassVar[str] = "calibration"
     panels: ClassVar[tuple[str, ...]] = ("reliability",)
-    captions: ClassVar[Mapping[str, str]] = {
-        "reliability": (
-            "Accuracy of the images in a bin of confidence, the largest probability of an answer; on the diagonal confidence "
-            "equals accuracy. ECE (expected calibration error): mean gap between the two; debiased: less what the noise of few "
-            "images adds."
-        ),
-    }
 
     def _draw(self, ax: Axes, panel: str) -> None:
         """The reliability diagram: accuracy against confidence, with the share of images in each bin."""

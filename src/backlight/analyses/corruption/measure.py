@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -282,17 +282,6 @@ class Corruption(Result):
 
     analysis: ClassVar[str] = "corruption"
     panels: ClassVar[tuple[str, ...]] = ("accuracy", "ece", "reliability")
-    captions: ClassVar[Mapping[str, str]] = {
-        "accuracy": "Accuracy by severity (0: clean images), a line a corruption; the black line is their mean.",
-        "ece": (
-            "ECE (expected calibration error: mean gap between confidence and accuracy, in bins of confidence) by severity, "
-            "drawn in the same way."
-        ),
-        "reliability": (
-            "Accuracy of the images in a bin of confidence, the largest probability of an answer, a line a severity; on the "
-            "dashed line confidence equals accuracy."
-        ),
-    }
 
     def over_severities(self, name: str) -> list[Row]:
         """The rows of a corruption or of "mean", from the clean images to the largest severity."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,7 +31,6 @@ from backlight.analyses.single_pass import Streams, find_streams, unreadable
 from backlight.errors import UserError
 from backlight.inputs import image_batches, to_model
 from backlight.numerics.bootstrap import Array, Interval, statistic_interval
-from backlight.results.captions import DEPTH, SHADED
 from backlight.results.claim import Claim
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
@@ -200,14 +199,6 @@ class Erf(Result):
 
     analysis: ClassVar[str] = "erf"
     panels: ClassVar[tuple[str, ...]] = ("radius", "maps")
-    captions: ClassVar[Mapping[str, str]] = {
-        "radius": (
-            "Side of the smallest square of pixels that holds a share of the receptive field, a line a share. The field is the "
-            f"positive gradient of the middle of the feature map after a unit with respect to the image. {DEPTH}"
-        ),
-        "maps": "S: this gradient at each pixel of the image, mean over images, as the logarithm of its share of the maximum.",
-    }
-    marks: ClassVar[Mapping[str, tuple[str, ...]]] = {"radius": SHADED}
 
     def _draw(self, ax: Axes, panel: str) -> None:
         """``radius``: the side over depth, a curve for each share.  ``maps``: S of the first, the middle and the last unit."""

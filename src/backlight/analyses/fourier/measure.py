@@ -15,7 +15,6 @@ amplitude minus the change of the mean's.  So each claim is decided in two readi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,7 +25,6 @@ from backlight.analyses.fourier.settings import FourierSettings
 from backlight.analyses.single_pass import Reads, Streams
 from backlight.numerics.bootstrap import Interval, mean_interval
 from backlight.numerics.frequency import diagonal_frequencies, log_amplitude, paper_bins, radial_log_amplitude
-from backlight.results.captions import DEPTH, DOTTED, SHADED
 from backlight.results.claim import LOG_ROUNDING, Claim, Sign
 from backlight.results.result import Result, Row, columns
 
@@ -165,25 +163,6 @@ class Fourier(Result):
 
     analysis: ClassVar[str] = "fourier"
     panels: ClassVar[tuple[str, ...]] = ("spectrum", "depth", "steps", "transfer")
-    captions: ClassVar[Mapping[str, str]] = {
-        "spectrum": (
-            "Δ log amplitude after each unit: log amplitude of the feature map at a frequency minus that at frequency zero, "
-            "the mean of the map (nepers: natural logarithm). Frequency 1.0π is the highest of the map, 2 pixels a cycle."
-        ),
-        "depth": (
-            "Δ log amplitude at the highest frequency: log amplitude of the feature map there minus that at frequency zero; "
-            f"lower is smoother. {DEPTH}"
-        ),
-        "steps": (
-            "What each unit that keeps the resolution changes: log amplitude after the unit minus before it, of the mean of "
-            "the map and of the highest frequency. A step of Δ is the second minus the first."
-        ),
-        "transfer": (
-            "Transfer: log amplitude after a unit minus before it, at equal cycles per image; below 0 the unit damps the "
-            "frequency."
-        ),
-    }
-    marks: ClassVar[Mapping[str, tuple[str, ...]]] = {"depth": SHADED, "steps": DOTTED}
 
     def _draw(self, ax: Axes, panel: str) -> None:
         """``spectrum``: figure 2a, one curve per unit.  ``depth``: figure 8.  ``steps``: its steps in two parts.

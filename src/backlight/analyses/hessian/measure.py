@@ -333,20 +333,6 @@ class HessianSpectrum(Result):
 
     analysis: ClassVar[str] = "hessian"
     panels: ClassVar[tuple[str, ...]] = ("negative", "positive", "ranks", "batches")
-    captions: ClassVar[Mapping[str, str]] = {
-        "negative": (
-            "Density of the negative ones among the largest eigenvalues of the Hessian of the training loss, of all "
-            "mini-batches; NEP is their share of all of these."
-        ),
-        "positive": "Density of the positive ones; APE is their mean.",
-        "ranks": "Eigenvalue of each rank by magnitude, mean over mini-batches.",
-        "batches": "Each eigenvalue, by mini-batch; open marks did not converge.",
-    }
-
-    @property
-    def sample(self) -> str:
-        """Eigenvalues are of mini-batches."""
-        return "mini-batches"
 
     def _draw(self, ax: Axes, panel: str) -> None:
         """Figure 4, the density of each sign on separate axes; each eigenvalue by its rank, and those of each batch."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -33,26 +32,6 @@ class Landscape(Result):
 
     analysis: ClassVar[str] = "landscape"
     panels: ClassVar[tuple[str, ...]] = ("contour", "surface", "line")
-    captions: ClassVar[Mapping[str, str]] = {
-        "contour": (
-            "{height} above its lowest value, by colour, after the weights move along two directions; the cross is the "
-            "trained weights."
-        ),
-        "surface": "{height} above its lowest value, as height, over the same plane; the trained weights are at 0, 0.",
-        "line": "{height} above its lowest value along a direction through the trained weights, which are at 0.",
-    }
-    NAMES: ClassVar[Mapping[str, str]] = {
-        "nll": "NLL (negative log-likelihood of the label)",
-        "loss": "Loss (NLL, negative log-likelihood of the label, plus the term of weight decay)",
-    }
-
-    def caption(self, panel: str) -> str:
-        """With the name of the quantity."""
-        return self.captions[panel].format(height=self.NAMES[self.height])
-
-    def shown(self) -> tuple[str, ...]:
-        """Of a line only the line."""
-        return ("line",) if len({row["y"] for row in self.table}) < 2 else self.panels
 
     @property
     def height(self) -> str:
@@ -79,9 +58,10 @@ class Landscape(Result):
         label = LABELS.get(column, f"{column} above its minimum")
         return Surface(self.model, x, y, z, low, high, label, self.axes, self.arrays.get("path"))
 
-    def _panels_drawn(self) -> Figure:
-        """Contours, the surface and cross-sections."""
-        return figure([self.surface()], self.shown())
+    def figure(self) -> Figure:
+        """Contours, the surface and cross-sections; of a line only the line."""
+        line = len({row["y"] for row in self.table}) < 2
+        return figure([self.surface()], ("line",) if line else self.panels)
 
     def _draw(self, ax: Axes, panel: str) -> None:
         """Figure 1a as contours, in space (on 3-D axes), and as cross-sections."""

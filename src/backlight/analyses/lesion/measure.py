@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -33,7 +33,6 @@ from backlight.inputs import checked_labels, first_tensor, image_batches, refuse
 from backlight.numerics.bootstrap import Interval
 from backlight.numerics.calibration import scores
 from backlight.numerics.proportions import paired_difference_interval, score_intervals
-from backlight.results.captions import DOTTED
 from backlight.results.claim import Claim
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
@@ -439,22 +438,6 @@ class Lesion(Result):
 
     analysis: ClassVar[str] = "lesion"
     panels: ClassVar[tuple[str, ...]] = ("accuracy", "position")
-    captions: ClassVar[Mapping[str, str]] = {
-        "accuracy": (
-            "Change in accuracy: accuracy without the unit (its branch is silent) minus accuracy of the intact model, in "
-            "percentage points. Units are numbered in order of depth."
-        ),
-        "distance": (
-            "1 minus the cosine between the outputs with and without the unit: 0 if the unit changes nothing. "
-            "Units are numbered in order of depth."
-        ),
-        "position": "The same change, mean over the units at the first, a middle or the last position of their stage.",
-    }
-    marks: ClassVar[Mapping[str, tuple[str, ...]]] = {"accuracy": DOTTED}
-
-    def caption(self, panel: str) -> str:
-        """Without labels: of the distance."""
-        return self.captions["distance" if panel == "accuracy" and "distance" in self.table[0] else panel]
 
     def singles(self) -> list[Row]:
         """The rows of single units."""

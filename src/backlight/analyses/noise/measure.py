@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -36,6 +36,7 @@ from backlight.tracing.trace import evaluating, model_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: What is recorded for each image under each noise, in this order.
 SCORES = ("accuracy", "nll", "rms")
@@ -244,19 +245,18 @@ class Noise(Result):
 
     analysis: ClassVar[str] = "noise"
     panels: ClassVar[tuple[str, ...]] = ("accuracy", "nll", "basis")
-    captions: ClassVar[Mapping[str, str]] = {
-        "accuracy": (
-            "Change in accuracy: accuracy on images with noise of a band of frequencies minus accuracy on the clean images, in "
-            "percentage points. Frequency: the middle of the band, 1.0π is 2 pixels a cycle; size: root mean square of the "
-            "noise, of pixels from 0 to 1."
-        ),
-        "nll": "Change in NLL (negative log-likelihood of the label), noisy minus clean, over the same frequencies.",
-        "basis": "Error rate under noise of one wave, by its horizontal and vertical frequency; zero is in the middle.",
-    }
 
-    def shown(self) -> tuple[str, ...]:
-        """The heat map only where there is one."""
-        return tuple(panel for panel in self.panels if panel != "basis" or "basis" in self.arrays)
+    def figure(self) -> Figure:
+        """Figure 2b, and the heat map beside it where there is one."""
+        from backlight.results import figures as drawing
+
+        panels = [panel for panel in self.panels if panel != "basis" or "basis" in self.arrays]
+        with drawing.paper_style():
+            figure, axes = drawing.paper_figure(len(panels))
+            for ax, panel in zip(axes, panels, strict=True):
+                self.draw(ax, panel)
+            drawing.title(figure, self.model)
+        return figure
 
     def _draw(self, ax: Axes, panel: str) -> None:
         """Figure 2b with a line for each severity, or the heat map of Yin et al."""

@@ -8,7 +8,7 @@ shape, convolution texture.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -80,12 +80,6 @@ class ShapeBias(Result):
 
     analysis: ClassVar[str] = "shape_bias"
     panels: ClassVar[tuple[str, ...]] = ("bias",)
-    captions: ClassVar[Mapping[str, str]] = {
-        "bias": (
-            "Shape bias: of the answers that follow the outline or the fill of a drawing, the share that follow the outline, "
-            "for each outline. The dashed line is that of all images."
-        ),
-    }
 
     def _draw(self, ax: Axes, panel: str) -> None:
         """The bias for each outline and, as a dashed line, over all of them, as Geirhos et al. draw it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,7 +29,6 @@ from backlight.inputs import image_batches, to_model
 from backlight.numerics.bootstrap import Interval
 from backlight.numerics.cka import LEAST, Array, cka, gram, hsic
 from backlight.numerics.student import jackknife_interval
-from backlight.results.captions import DOTTED
 from backlight.results.claim import Claim
 from backlight.results.provenance import provenance, weights_sha256
 from backlight.results.result import Result, Row, columns
@@ -283,18 +282,6 @@ class Similarity(Result):
 
     analysis: ClassVar[str] = "similarity"
     panels: ClassVar[tuple[str, ...]] = ("matrix",)
-    captions: ClassVar[Mapping[str, str]] = {
-        "matrix": (
-            "CKA (centred kernel alignment): similarity of the feature maps after two units, 1 if they are equal up to "
-            "rotation and scale, 0 if unrelated; mean over mini-batches. Units are in order of depth, the stem first."
-        ),
-    }
-    marks: ClassVar[Mapping[str, tuple[str, ...]]] = {"matrix": DOTTED}
-
-    @property
-    def sample(self) -> str:
-        """The matrix shows no intervals."""
-        return ""
 
     def _draw(self, ax: Axes, panel: str) -> None:
         """Figure 10a: the matrix, the first unit at the lower left, lines between stages."""

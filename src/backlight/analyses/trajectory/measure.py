@@ -7,7 +7,7 @@ of the first version of Park & Kim, "How Do Vision Transformers Work?" (arXiv 22
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -198,17 +198,10 @@ class Trajectory(Result):
 
     analysis: ClassVar[str] = "trajectory"
     panels: ClassVar[tuple[str, ...]] = ("plane", "polar", "loss")
-    captions: ClassVar[Mapping[str, str]] = {
-        "plane": (
-            "The path of training in weight space, a mark a snapshot, on the plane that holds most of its variance; the cross "
-            "is the trained model."
-        ),
-        "polar": "The path in polar coordinates about the model: r: share of the first distance, θ: angle to the first.",
-        "loss": "NLL (negative log-likelihood of the label) at each snapshot.",
-    }
 
-    def _panels_drawn(self) -> Figure:
-        figure = super()._panels_drawn()
+    def figure(self) -> Figure:
+        """The path on its plane, in polar coordinates, and its loss."""
+        figure = super().figure()
         figure.set_size_inches(figure.get_figwidth(), 1.05 * figure.get_figheight())
         return figure
 

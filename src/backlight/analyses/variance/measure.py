@@ -8,7 +8,7 @@ depth and peaks at the end of each stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -22,7 +22,6 @@ from backlight.analyses.single_pass import Reads, Streams
 from backlight.analyses.variance.settings import VarianceSettings
 from backlight.errors import UserError
 from backlight.numerics.bootstrap import mean_interval
-from backlight.results.captions import DEPTH, SHADED
 from backlight.results.claim import LOG_ROUNDING, Claim, Sample, Sign
 from backlight.results.result import Result, columns
 
@@ -168,25 +167,6 @@ class Variance(Result):
 
     analysis: ClassVar[str] = "variance"
     panels: ClassVar[tuple[str, ...]] = ("depth",)
-    captions: ClassVar[Mapping[str, str]] = {
-        "depth": f"Variance of the feature map after each unit: over {{over}}{{by}}. {DEPTH}",
-    }
-    marks: ClassVar[Mapping[str, tuple[str, ...]]] = {"depth": SHADED}
-    OVER: ClassVar[Mapping[str, str]] = {
-        "space": "the positions of a map, mean over channels and images",
-        "samples": "the images of a batch, mean over positions and channels",
-    }
-
-    @property
-    def sample(self) -> str:
-        """Batches, if the variance is over the images of a batch."""
-        return "batches" if self.provenance.get("settings", {}).get("over") == "samples" else "images"
-
-    def caption(self, panel: str) -> str:
-        """What the variance is over, and whether it is normalised."""
-        settings = self.provenance.get("settings", {})
-        by = ", divided by the mean square of the map" if settings.get("normalise") else ""
-        return self.captions[panel].format(over=self.OVER[settings.get("over", "space")], by=by)
 
     def _draw(self, ax: Axes, panel: str) -> None:
         """Figure 9: variance over normalised depth, attention units shaded."""
