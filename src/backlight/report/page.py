@@ -28,6 +28,7 @@ from backlight.report.sections import section_of
 from backlight.report.sections.section import Chart, Results
 from backlight.report.survey import MANY, survey, tally
 from backlight.results.figures import KIND_COLOUR
+from backlight.results.over import counted, series
 from backlight.results.result import Result
 from backlight.study.folder import Study
 
@@ -155,15 +156,15 @@ def lead(study: Study) -> str:
     """What was measured."""
     results = [result for model in study.models for result in model.results.values()]
     names = [model.name for model in study.models]
-    who = words.series(names) if len(names) <= 4 else f"{len(names)} models"
-    return f"{who} on {_images(results)} {_data(study, results)}: {words.counted(len(study.analyses), 'analysis', 'analyses')}."
+    who = series(names) if len(names) <= 4 else f"{len(names)} models"
+    return f"{who} on {_images(results)} {_data(study, results)}: {counted(len(study.analyses), 'analysis', 'analyses')}."
 
 
 def _images(results: Sequence[Result]) -> str:
     counts = sorted({int(result.provenance.get("images") or 0) for result in results} - {0})
     if not counts:
         return "images"
-    return words.counted(counts[0], "image") if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,} images"
+    return counted(counts[0], "image") if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,} images"
 
 
 def _data(study: Study, results: Sequence[Result]) -> str:
@@ -175,8 +176,8 @@ def _data(study: Study, results: Sequence[Result]) -> str:
         {str(requested): None} if requested else {}
     )
     splits = dict.fromkeys(str(fact["split"]) for fact in facts if fact.get("split"))
-    of = f"of {words.series(names)}" if names else "whose set has no name"
-    return f"{of} (split {words.series(splits)})" if splits else of
+    of = f"of {series(names)}" if names else "whose set has no name"
+    return f"{of} (split {series(splits)})" if splits else of
 
 
 # --- the sections
@@ -250,7 +251,7 @@ def _cell(value: Any) -> str:
 def _left_out(study: Study, analysis: str) -> list[str]:
     """The units whose stream is no map."""
     return [
-        f"{model.name}: {words.series(units)} left out, because the stream there is no feature map."
+        f"{model.name}: {series(units)} left out, because the stream there is no feature map."
         for model, result in zip(study.models, study.results(analysis), strict=True)
         if result is not None and (units := result.provenance.get("left_out"))
     ]
