@@ -27,8 +27,9 @@ from backlight.report.provenance import measured_differently, settings_of
 from backlight.report.sections import section_of
 from backlight.report.sections.section import Chart, Results
 from backlight.report.survey import MANY, survey, tally
+from backlight.results.charts import CHARTS, caption
 from backlight.results.figures import KIND_COLOUR
-from backlight.results.over import counted, series
+from backlight.results.over import counted, measured_on, series
 from backlight.results.result import Result
 from backlight.study.folder import Study
 
@@ -233,7 +234,8 @@ def _described(chart: Chart, results: Results) -> Chart:
     """The chart with what it is over, and a description that can be listened to."""
     whole = f"{chart.alt} Over {over}." if (over := samples.over(results)) else chart.alt
     alt = whole if len(whole) <= ALT else f"{whole[: ALT - 60].rsplit(' ', 1)[0]} … The download of the rows has every model."
-    return replace(chart, alt=alt)
+    measured = measured_on([result.measured for result in results if result is not None])
+    return replace(chart, alt=alt, caption=caption([CHARTS[chart.name]], measured, marks=False) if chart.name else "")
 
 
 def _plain_table(results: Results) -> dict[str, Any]:

@@ -274,7 +274,7 @@ ORDINALS = ("First: ", "Second: ", "Third: ", "Fourth: ")
 
 
 def caption(texts: Sequence[ChartText], over: str, *, marks: bool = True) -> str:
-    """The caption of the charts of one figure, from left to right: terms, marks, and which intervals, over what.
+    """The caption of the charts of one figure, a line each: terms, marks, and which intervals, over what.
 
     ``marks``: with what colours and lines mean in print.
 
@@ -284,4 +284,5 @@ def caption(texts: Sequence[ChartText], over: str, *, marks: bool = True) -> str
     said = [" ".join(filter(None, (text.terms, text.marks if marks else ""))) for text in texts]
     kinds = " or ".join(dict.fromkeys(text.interval for text in texts if text.interval))
     last = f"Intervals: {kinds}, over {over}." if kinds else f"Over {over}."
-    return " ".join([*(place + each for place, each in zip(PLACES.get(len(said), ORDINALS), said, strict=False)), last])
+    placed = [place + each for place, each in zip(PLACES.get(len(said), ORDINALS), said, strict=False)]
+    return " ".join([*placed, last]) if len(said) == 1 else "\n".join([*placed, last])

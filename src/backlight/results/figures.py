@@ -33,7 +33,7 @@ RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 #: Inches: a column in print, one of several panels that share the width of a page, and the height of both.
 COLUMN, PANEL, HEIGHT = 3.25, 2.3, 2.2
 #: A caption: points, inches a line, letters an inch; and the letters of a vertical label on a line.
-SMALL, LINE, LETTERS, LETTERS_OF_PANEL = 6.5, 0.11, 21, 30
+SMALL, LINE, LETTERS, LETTERS_OF_PANEL = 6.5, 0.11, 21, 28
 STYLE = {
     "text.parse_math": False,  # a model can be called $$x$$
     "font.size": 7.5,
@@ -82,7 +82,8 @@ def title(figure: Figure, name: str) -> None:
 
 def caption_below(figure: Figure, text: str) -> None:
     """A caption below all panels; the figure grows by its lines, so that the panels keep their size."""
-    filled = textwrap.fill(text, int(LETTERS * figure.get_figwidth()))
+    width = int(LETTERS * figure.get_figwidth())
+    filled = "\n".join(textwrap.fill(line, width) for line in text.splitlines())
     figure.set_figheight(figure.get_figheight() + LINE * (1 + filled.count("\n")))
     figure.supxlabel(filled, x=0.01, ha="left", fontsize=SMALL, color="0.25")
 
