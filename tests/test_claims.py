@@ -30,6 +30,7 @@ from backlight.analyses.noise.measure import Noise
 from backlight.analyses.trajectory.measure import Trajectory
 from backlight.analyses.variance.measure import CLAIMS as OF_VARIANCE
 from backlight.claims import comparisons
+from backlight.claims import findings as claims_findings
 from backlight.claims.comparisons import COMPARISONS, OF_KINDS
 from backlight.claims.findings import Finding, anchor, findings, summary
 from backlight.claims.kinds import given_kinds, kind_of
@@ -562,3 +563,21 @@ def test_refuses_a_kind_that_is_none(folder: Path, capsys: pytest.CaptureFixture
         main(["claims", str(folder), "--kind", "vit=transformer"])
     assert stopped.value.code == 2
     assert "cnn, vit, hybrid, other" in capsys.readouterr().err
+
+
+def test_whether_many_models_are_comparable_takes_a_look_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred models: 99 comparisons with the first, not 4,950 of all pairs; a pair apart in accuracy is still named."""
+    looks: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(claims_findings, "why_not", lambda one, other: looks.append((one, other)) or "")
+    monkeypatch.setattr(claims_findings, "caution_of", lambda result: "")
+    about = next(each for each in COMPARISONS if each.of_the_loss)
+    accuracy = [0.5] + 98 * [0.58] + [0.42]  # each is like the first; the last is unlike the others
+
+    def model(i: int) -> Model:
+        rows = [{"metric": "accuracy", "value": accuracy[i]}]
+        return Model(f"m{i}", [], None, {about.analysis: Result("m", [], [], {}), "calibration": Result("m", rows, [], {})})
+
+    models = [model(i) for i in range(100)]
+    assert claims_findings._why_not(about, models[:99]) == ""
+    assert len(looks) == 98
+    assert claims_findings._why_not(about, models).startswith("m1 and m99: accuracies of 58.0% and 42.0%")

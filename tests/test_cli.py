@@ -124,3 +124,18 @@ def test_what_there_is(run) -> None:
 def test_a_pipe_that_closes_early_is_no_error() -> None:
     process = subprocess.run(f"{sys.executable} -m backlight models | head -1", shell=True, capture_output=True, check=False)
     assert process.stderr == b""
+
+
+def test_commands_that_make_models_take_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """NAME=MODEL: the name stands in the table, and the folder records the MODEL, which loads again."""
+    tiny = "word:cc?block=basic&dim=8&stem=cifar"
+    training = ["--data", "fashion", "--limit", "32", "--epochs", "1", "--batch-size", "16", "--quiet"]
+    app(["train", f"mine={tiny}", *training, "--out", str(tmp_path / "m")], standalone_mode=False)
+    app(["hybridize", f"short={tmp_path / 'm'}", "--units", "1", "--out", str(tmp_path / "h")], standalone_mode=False)
+    assert "short " in capsys.readouterr().out
+    for folder in ("m", "h"):
+        recorded = (tmp_path / folder / "model.json").read_text()
+        assert tiny in recorded
+        assert "mine=" not in recorded
+        assert "short=" not in recorded
+    app(["units", str(tmp_path / "h")], standalone_mode=False)

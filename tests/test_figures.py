@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from conftest import TINY, TINY_ALTERNATING
 
+from backlight.analyses.catalog import CATALOG
+from backlight.analyses.variance.measure import Variance
 from backlight.errors import UserError
 from backlight.figures.catalog import FIGURES
 from backlight.figures.drawing import colours, draw, models_in, save, short_names
+from backlight.results.charts import CHARTS
 from backlight.study.folder import Model
 from backlight.study.run import run_study
 from backlight.study.settings import StudySettings
@@ -151,3 +154,29 @@ def test_a_figure_says_what_is_missing(models: list[Model]) -> None:
     without = [Model(m.name, m.units, m.parameters, {"fourier": m.results["fourier"]}) for m in models]
     with pytest.raises(UserError, match="figure 12b needs the result of calibration and the result of corruption"):
         draw("12b", without)
+
+
+def test_every_panel_of_every_analysis_has_words() -> None:
+    """Terms and marks: no chart is without them."""
+    panels = [f"{name}/{panel}" for name, about in CATALOG.items() for panel in about.result_type().panels]
+    assert all(CHARTS[panel].terms for panel in panels)
+    assert all(name in CHARTS for figure in FIGURES.values() for name in figure.charts)
+
+
+def test_a_caption_says_terms_interval_and_over_how_many_images() -> None:
+    row = {"unit": 0, "kind": "conv", "stage": 0, "variance": 1.0, "variance_low": 0.5, "variance_high": 1.5}
+    result = Variance("m", [row], [], {"images": 60, "data": {"split": "test"}})
+    figure = result.figure()
+    figure.canvas.draw()
+    assert figure._supxlabel.get_text().replace("\n", " ") == result.caption()  # type: ignore[attr-defined]
+    assert result.caption().startswith("Variance over positions of the stream")
+    assert result.caption().endswith("Intervals: 95% bootstrap, over 60 test images.")
+    box = figure.get_tightbbox()
+    assert 0 <= box.x0 <= box.x1 <= figure.get_figwidth()
+    assert 0 <= box.y0 <= box.y1 <= figure.get_figheight()
+    normalised = Variance("m", [row], [], {"images": 60, "settings": {"normalise": True}})
+    assert "over its mean square" in normalised.caption()
+
+
+def test_a_figure_of_models_says_over_what_each_is(models: list[Model]) -> None:
+    assert draw("1b", models)._supxlabel.get_text().endswith("over 3 mini-batches of 48 training images in all.")  # type: ignore[attr-defined]

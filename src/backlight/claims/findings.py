@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from backlight.claims.comparable import accuracy_of, caution_of, why_no_shape, why_not
-from backlight.claims.comparisons import COMPARISONS, OF_KINDS, Comparison, NoNumbers, OfKind, difference_of_means
+from backlight.claims.comparisons import (
+    ACCURACY_APART,
+    COMPARISONS,
+    OF_KINDS,
+    Comparison,
+    NoNumbers,
+    OfKind,
+    difference_of_means,
+)
 from backlight.claims.kinds import Kind, kind_of
 from backlight.numerics.bootstrap import mean_interval
 from backlight.numerics.multiple import ALPHA, holm
@@ -207,11 +215,23 @@ def _not_comparable(comparison: Comparison, reason: str, over: Sample) -> Claim:
 
 
 def _why_not(comparison: Comparison, models: Sequence[Model]) -> str:
-    """Why some of these models are not comparable with the first; empty if all are."""
-    for one, other in itertools.combinations(models, 2):
+    """Why two of these models are not comparable, the first such pair; empty if all are.
+
+    Equal images and settings with the first model mean equal ones with each other; like accuracies do not.
+    """
+    for one, other in itertools.chain(((models[0], other) for other in models[1:]), _apart(comparison, models)):
         reason = why_not(one.results[comparison.analysis], other.results[comparison.analysis])
         if comparison.of_the_loss:
             reason = reason or why_no_shape(one, other, comparison.analysis)
         if reason:
             return reason if len(models) == 2 else f"{one.name} and {other.name}: {reason}"
     return ""
+
+
+def _apart(comparison: Comparison, models: Sequence[Model]) -> Iterator[tuple[Model, Model]]:
+    """The pairs of models whose accuracies are too unlike to compare the shape of their losses."""
+    if comparison.of_the_loss:
+        known = [(model, accuracy) for model in models if (accuracy := accuracy_of(model)) is not None]
+        for (one, first), (other, second) in itertools.combinations(known, 2):
+            if abs(first - second) > ACCURACY_APART:
+                yield one, other

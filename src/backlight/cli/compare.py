@@ -131,7 +131,8 @@ def measured(
 
 def finding(comparison: Comparison) -> str:
     """What was found, in a sentence."""
-    from backlight.report.words import counted, number
+    from backlight.report.words import number
+    from backlight.results.over import counted
 
     decided, total = comparison.decided(), counted(len(comparison.differences), "number")
     parts = [f"{comparison.second} against {comparison.first}: {len(decided)} of {total} differ"]

@@ -12,6 +12,7 @@ from backlight.buildup.settings import SearchSettings
 from backlight.cli.options import AsJson, Given, Model, Pretrained, Quiet, takes, whole_numbers
 from backlight.cli.output import display, print_rows, print_table, write
 from backlight.errors import UserError
+from backlight.model_names.alias import split
 from backlight.recipes import Recipe, recipe
 from backlight.training.settings import Execution, TrainingData, TrainingRun
 
@@ -55,7 +56,7 @@ def train_command(
     from backlight.training.run import Run
     from backlight.training.run_folder import over_seeds, train_to_folder
 
-    run = Run(model, **requested(given, TrainingRun))
+    run = Run(split(model)[1], **requested(given, TrainingRun))
     if seeds is None:
         events = train_to_folder(run, out, **given[Execution])
     else:
@@ -71,7 +72,7 @@ def buildup_command(given: Given, model: Model, out: ModelFolder, *, as_json: As
     from backlight.buildup.search import BuildupRun, buildup_to_folder
     from backlight.study.cells import load
 
-    run = BuildupRun(model, **requested(given, SearchSettings))
+    run = BuildupRun(split(model)[1], **requested(given, SearchSettings))
     follow(buildup_to_folder(run, out, **given[Execution]), quiet)
     print_rows(load(out / "buildup").rows(), as_json)
 
@@ -125,6 +126,7 @@ def hybridize_command(
     if (out / "model.json").exists() and not overwrite:
         raise UserError(f"{out} holds a model already: choose another --out, or --overwrite")
     refuse_unwritable(out)
+    named, source_model = split(model)
     network, images, before = units_of(model, pretrained)
     hybrid = network
     if replaced:
@@ -134,11 +136,11 @@ def hybridize_command(
         hybrid = surgery.drop_original(hybrid, images)
     if smooth:
         hybrid = surgery.smooth(hybrid, images)
-    classes = describe(source).classes if (source := saved_folder(model)) else None
+    classes = describe(source).classes if (source := saved_folder(source_model)) else None
     with atomic_folder(out) as draft:
-        save_model(hybrid, draft, spec=model, num_classes=getattr(hybrid, "num_classes", None), classes=classes)
+        save_model(hybrid, draft, spec=source_model, num_classes=getattr(hybrid, "num_classes", None), classes=classes)
     rows = [
         {"model": name, "word": spell(units), "parameters": parameters(one)}
-        for name, one, units in ((model, network, before), (str(out), hybrid, find_units(hybrid, images)))
+        for name, one, units in ((named, network, before), (str(out), hybrid, find_units(hybrid, images)))
     ]
     print_table(rows)

@@ -26,6 +26,7 @@ class PaperFigure:
     shows: str
     analyses: tuple[str, ...]  # results that a model needs to be in it
     drawn_by: str  # module:function, of the models that are in it
+    charts: tuple[str, ...]  # keys of `CHARTS`, from left to right; one if every panel is of the same kind
 
     def function(self) -> Callable[[Sequence[Model]], Figure]:
         """What draws it; it imports matplotlib."""
@@ -37,27 +38,78 @@ SPECTRA = "Density of the largest Hessian eigenvalues of each mini-batch, negati
 FIGURES = {
     figure.number: figure
     for figure in (
-        PaperFigure("1a", "The loss around the trained weights, without and with decay.", ("landscape",), "surfaces:draw"),
-        PaperFigure("1b", f"{SPECTRA}  A CNN and a ViT.", ("hessian",), "spectra:draw"),
-        PaperFigure("2a", "Δ log amplitude by frequency, a curve a unit.", ("fourier",), "panels:amplitudes"),
-        PaperFigure("2a-transfer", "Ours: log amplitude after a unit less that before it.", ("fourier",), "panels:transfers"),
-        PaperFigure("2b", "Change of accuracy by the frequency of noise.", ("noise",), "noise:draw"),
-        PaperFigure("4", f"{SPECTRA}  All images and a few.", ("hessian",), "spectra:draw"),
-        PaperFigure("5", "Test error against training NLL.", ("calibration", "landscape"), "points:error_and_nll"),
-        PaperFigure("6", f"{SPECTRA}  Class token and average pooling.", ("hessian",), "spectra:draw"),
         PaperFigure(
-            "7", "Error against training NLL, and the spectra, by the neighbourhood of attention.",
-            ("calibration", "landscape", "hessian"), "points:locality",
+            "1a",
+            "The loss around the trained weights, without and with decay.",
+            ("landscape",),
+            "surfaces:draw",
+            ("landscape/surface",),
         ),
-        PaperFigure("8", "Δ log amplitude at the highest frequency by depth.", ("fourier",), "panels:highest_amplitude"),
-        PaperFigure("8-parts", "Ours: the steps of figure 8, of mean and highest frequency.", ("fourier",), "panels:steps"),
-        PaperFigure("9", "Variance of feature maps by depth.", ("variance",), "panels:variances"),
-        PaperFigure("10a", "CKA between units.", ("similarity",), "panels:similarities"),
-        PaperFigure("10b", "Change of accuracy without a unit.", ("lesion",), "panels:lesions"),
-        PaperFigure("12a", "Accuracy by the number of attentions.", ("calibration",), "points:build_up"),
-        PaperFigure("12b", "Accuracy under corruptions against accuracy.", ("calibration", "corruption"), "points:robustness"),
+        PaperFigure(
+            "1b", f"{SPECTRA}  A CNN and a ViT.", ("hessian",), "spectra:draw", ("hessian/negative", "hessian/positive")
+        ),
+        PaperFigure(
+            "2a", "Δ log amplitude by frequency, a curve a unit.", ("fourier",), "panels:amplitudes", ("fourier/spectrum",)
+        ),
+        PaperFigure(
+            "2a-transfer",
+            "Ours: log amplitude after a unit less that before it.",
+            ("fourier",),
+            "panels:transfers",
+            ("fourier/transfer",),
+        ),
+        PaperFigure("2b", "Change of accuracy by the frequency of noise.", ("noise",), "noise:draw", ("noise/accuracy",)),
+        PaperFigure(
+            "4", f"{SPECTRA}  All images and a few.", ("hessian",), "spectra:draw", ("hessian/negative", "hessian/positive")
+        ),
+        PaperFigure(
+            "5",
+            "Test error against training NLL.",
+            ("calibration", "landscape"),
+            "points:error_and_nll",
+            ("models/error_and_nll",),
+        ),
+        PaperFigure(
+            "6",
+            f"{SPECTRA}  Class token and average pooling.",
+            ("hessian",),
+            "spectra:draw",
+            ("hessian/negative", "hessian/positive"),
+        ),
+        PaperFigure(
+            "7",
+            "Error against training NLL, and the spectra, by the neighbourhood of attention.",
+            ("calibration", "landscape", "hessian"),
+            "points:locality",
+            ("models/error_and_nll", "hessian/negative", "hessian/positive"),
+        ),
+        PaperFigure(
+            "8",
+            "Δ log amplitude at the highest frequency by depth.",
+            ("fourier",),
+            "panels:highest_amplitude",
+            ("fourier/depth",),
+        ),
+        PaperFigure(
+            "8-parts",
+            "Ours: the steps of figure 8, of mean and highest frequency.",
+            ("fourier",),
+            "panels:steps",
+            ("fourier/steps",),
+        ),
+        PaperFigure("9", "Variance of feature maps by depth.", ("variance",), "panels:variances", ("variance/depth",)),
+        PaperFigure("10a", "CKA between units.", ("similarity",), "panels:similarities", ("similarity/matrix",)),
+        PaperFigure("10b", "Change of accuracy without a unit.", ("lesion",), "panels:lesions", ("lesion/accuracy",)),
+        PaperFigure("12a", "Accuracy by the number of attentions.", ("calibration",), "points:build_up", ("models/build_up",)),
+        PaperFigure(
+            "12b",
+            "Accuracy under corruptions against accuracy.",
+            ("calibration", "corruption"),
+            "points:robustness",
+            ("models/robustness",),
+        ),
     )
-}  # fmt: skip
+}
 
 
 def figure_of(number: str) -> PaperFigure:

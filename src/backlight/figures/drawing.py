@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 from backlight.errors import UserError
 from backlight.figures.catalog import PaperFigure, figure_of
 from backlight.files import write_atomic
+from backlight.results.charts import CHARTS, caption
+from backlight.results.figures import caption_below, paper_style
+from backlight.results.over import measured_on, series
 from backlight.study.folder import Model, read_study
 
 if TYPE_CHECKING:
@@ -28,7 +31,19 @@ def draw(number: str, models: Sequence[Model]) -> Figure:
     if not shown:
         raise UserError(f"figure {number} needs {_and(about)} of one model, and no model here has that: run {_commands(about)}")
     names = short_names([model.name for model in shown])
-    return about.function()([renamed(model, names[model.name]) for model in shown])
+    figure = about.function()([renamed(model, names[model.name]) for model in shown])
+    with paper_style():
+        caption_below(figure, caption_of(about, shown))
+    return figure
+
+
+def caption_of(about: PaperFigure, models: Sequence[Model]) -> str:
+    """The words of its charts, over what each model is measured."""
+    own = models[0].results[about.analyses[0]]
+    names = (name.split("/") for name in about.charts)
+    charts = [own.chart(panel) if analysis == own.analysis else CHARTS[f"{analysis}/{panel}"] for analysis, panel in names]
+    sizes = {name: measured_on([model.results[name].measured for model in models]) for name in about.analyses}
+    return caption(charts, series(sizes.values()) if len(set(sizes.values())) > 1 else next(iter(sizes.values())))
 
 
 def _and(about: PaperFigure) -> str:
@@ -69,8 +84,6 @@ def joined(one: Model, other: Model, folder: Path) -> Model:
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure.  Errors: UserError for another kind of file, or if it cannot be written."""
     import io
-
-    from backlight.results.figures import paper_style
 
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} is no {', '.join(SUFFIXES)}: give --out FILE with one of these endings")

@@ -10,7 +10,7 @@ import numpy as np
 from backlight.claims.comparisons import per_image
 from backlight.figures.drawing import colours
 from backlight.numerics.proportions import paired_difference_interval
-from backlight.results.figures import LEGEND, paper_figure, paper_style
+from backlight.results.figures import LEGEND, label, paper_figure, paper_style
 from backlight.study.folder import Model
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def draw(models: Sequence[Model]) -> Figure:
             ax.plot(frequencies, value, "o-", color=colour[model.name], label=model.name)
         ax.axhline(0, color="0.2", lw=0.6)
         ax.set_xticks([0, 0.5, 1], ["0", "0.5π", "1.0π"])
-        ax.set(xlabel="Frequency of the noise", ylabel="Change in accuracy (points)", xlim=(0, 1))
+        ax.set_xlim(0, 1)
+        label(ax, models[0].results["noise"].chart("accuracy"))
         ax.legend(**LEGEND)
     return figure

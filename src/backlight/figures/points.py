@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from backlight.figures.drawing import colours
 from backlight.figures.panels import grid_of
 from backlight.figures.spectra import densities
-from backlight.results.figures import LEGEND, paper_figure, paper_style
+from backlight.results.charts import CHARTS
+from backlight.results.figures import LEGEND, label, paper_figure, paper_style
 from backlight.results.result import Row
 from backlight.study.folder import Model
 
@@ -23,12 +24,12 @@ Ends = tuple[float, float, float]
 
 def error_and_nll(models: Sequence[Model]) -> Figure:
     """Figure 5."""
-    return _of_points(models, training_nll, error, "Training NLL (nats)", "Test error (%)")
+    return _of_points(models, training_nll, error, "models/error_and_nll")
 
 
 def robustness(models: Sequence[Model]) -> Figure:
     """Figure 12b."""
-    return _of_points(models, accuracy, corrupted_accuracy, "Accuracy (%)", "Accuracy under corruptions (%)")
+    return _of_points(models, accuracy, corrupted_accuracy, "models/robustness")
 
 
 def locality(models: Sequence[Model]) -> Figure:
@@ -36,7 +37,7 @@ def locality(models: Sequence[Model]) -> Figure:
     with paper_style():
         figure, (points, negative, positive) = grid_of(3)
         scatter(points, models, training_nll, error)
-        points.set(xlabel="Training NLL (nats)", ylabel="Test error (%)")
+        label(points, CHARTS["models/error_and_nll"])
         densities(negative, positive, models)
         negative.set_ylabel("Density")
     return figure
@@ -51,11 +52,12 @@ def build_up(models: Sequence[Model]) -> Figure:
         figure, (ax,) = paper_figure(1)
         for model in ordered:
             value, low, high = accuracy(model)
-            label = f"{model.name}, {model.parameters / 1e6:.2f} M" if model.parameters else model.name
+            named = f"{model.name}, {model.parameters / 1e6:.2f} M" if model.parameters else model.name
             ends = [[value - low], [high - value]]
-            ax.errorbar(words.index(word(model)), value, ends, fmt="o", color=colour[model.name], lw=0.8, label=label)
+            ax.errorbar(words.index(word(model)), value, ends, fmt="o", color=colour[model.name], lw=0.8, label=named)
         ax.set_xticks(range(len(words)), [f"{text.count('a')}\n{text.replace(' ', chr(10))}" for text in words])
-        ax.set(xlabel="Attentions, and the stages", ylabel="Accuracy (%)", xlim=(-0.5, len(words) - 0.5))
+        ax.set_xlim(-0.5, len(words) - 0.5)
+        label(ax, CHARTS["models/build_up"])
         ax.legend(**{**LEGEND, "ncols": 2})
     return figure
 
@@ -108,11 +110,11 @@ def word(model: Model) -> str:
 Number = Callable[[Model], Ends]
 
 
-def _of_points(models: Sequence[Model], x: Number, y: Number, x_label: str, y_label: str) -> Figure:
+def _of_points(models: Sequence[Model], x: Number, y: Number, chart: str) -> Figure:
     with paper_style():
         figure, (ax,) = paper_figure(1)
         scatter(ax, models, x, y)
-        ax.set(xlabel=x_label, ylabel=y_label)
+        label(ax, CHARTS[chart])
     return figure
 
 
@@ -122,8 +124,8 @@ def scatter(ax: Axes, models: Sequence[Model], x: Number, y: Number) -> None:
     for model in models:
         (across, left, right), (up, low, high) = x(model), y(model)
         group = model.name.partition("/seed-")[0]
-        label = None if group in labelled else group
+        entry = None if group in labelled else group
         labelled.add(group)
         bars = [[up - low], [high - up]], [[across - left], [right - across]]
-        ax.errorbar(across, up, *bars, fmt="o", color=colour[model.name], elinewidth=0.6, label=label)
+        ax.errorbar(across, up, *bars, fmt="o", color=colour[model.name], elinewidth=0.6, label=entry)
     ax.legend(**{**LEGEND, "ncols": 3})

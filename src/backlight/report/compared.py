@@ -11,9 +11,10 @@ from typing import Any
 from backlight.comparing.compare import Comparison, compare_models
 from backlight.comparing.readers import described, read
 from backlight.errors import UserError
-from backlight.report import samples, words
+from backlight.report import words
 from backlight.report.sections.section import Chart
 from backlight.report.survey import MANY
+from backlight.results.over import counted
 from backlight.results.result import Result, Row
 from backlight.study.folder import Model, Study
 
@@ -73,7 +74,7 @@ def table_of(comparison: Comparison) -> list[dict[str, Any]]:
             "minor": i >= SHOWN,
             "title": each.title, "unit": each.unit, "first": words.number(each.first), "second": words.number(each.second),
             "difference": words.interval(each.value, each.low, each.high), "verdict": each.verdict,
-            "over": words.counted(each.count, words.ONE_OF[each.over], each.over) + ("" if each.paired else ", not paired"),
+            "over": counted(each.count, words.ONE_OF[each.over], each.over) + ("" if each.paired else ", not paired"),
         }
         for i, each in enumerate(ordered)
     ]  # fmt: skip
@@ -131,7 +132,7 @@ def _entire(result: Result) -> Iterator[Row]:
             if number.quantity in TRENDS and not number.place and number.unit is None:
                 quantity = described(number.quantity)
                 title = series.title or quantity.title
-                about = {"quantity": f"{result.analysis}/{number.quantity}", "over": samples.images_of(result)}
+                about = {"quantity": f"{result.analysis}/{number.quantity}", "over": result.over}
                 ends = (series.scale * series.ends[:, k]).tolist()
                 yield about | {
                     "title": f"{title} ({quantity.unit})" if quantity.unit else title,

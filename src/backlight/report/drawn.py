@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from backlight.claims.kinds import NAMES, kind_of
-from backlight.report import samples, words
+from backlight.report import words
 from backlight.report.families import families
 from backlight.results.result import Row
 from backlight.study.folder import Model, Study
@@ -73,7 +73,7 @@ def _accuracy(model: Model) -> tuple[str, str]:
     row = next((row for row in result.table if row["metric"] == "accuracy"), None) if result is not None else None
     if result is None or row is None:
         return "", ""
-    return f"{words.interval(row['value'], row['low'], row['high'], scale=100)}%", f"({samples.images_of(result)})"
+    return f"{words.interval(row['value'], row['low'], row['high'], scale=100)}%", f"({result.over})"
 
 
 def legend(study: Study) -> dict[str, tuple[str, str, str, str]]:

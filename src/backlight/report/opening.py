@@ -10,6 +10,7 @@ from statistics import median
 from backlight.claims.findings import Finding, summary
 from backlight.report import samples, words
 from backlight.results.claim import Claim, Verdict
+from backlight.results.over import counted, series
 from backlight.results.result import Result, Row
 from backlight.study.folder import Study
 
@@ -82,7 +83,7 @@ def _statement(study: Study, group: Sequence[Finding]) -> Sentence:
     results = {model.name: model.results for model in study.models}
     sizes = dict.fromkeys(samples.of_claim(f.claim, results[f.models[0]].get(f.analysis)) for f in group)
     known = [size for size in sizes if size]
-    over = "; ".join(filter(None, [unit, words.series(known) if 0 < len(known) < 3 else ""]))
+    over = "; ".join(filter(None, [unit, series(known) if 0 < len(known) < 3 else ""]))
     return Sentence(f"{statement}: {', '.join(clauses)}{f' ({over})' if over else ''}.", group[0].analysis)
 
 
@@ -92,7 +93,7 @@ def _clause(verdict: Verdict, group: Sequence[Finding]) -> str:
     if not those:
         return ""
     if len(group) <= NAMED:
-        named = words.series(f"{_names(finding)} ({words.measured(finding.claim)})" for finding in those)
+        named = series(f"{_names(finding)} ({words.measured(finding.claim)})" for finding in those)
         return f"{SAYING[verdict]} {named}"
     values = [finding.claim.value for finding in those]
     spread = f"median {words.number(median(values))}, {words.number(min(values))} to {words.number(max(values))}"
@@ -110,7 +111,7 @@ def _counts(decided: Sequence[Finding]) -> str:
     """How the statements come out; what is undecided or not comparable is said too."""
     apart = sum(finding.claim.verdict == "not comparable" for finding in decided)
     text = summary(decided)
-    more = f"; {words.counted(apart, 'comparison')} not possible, with the reason beside each" if apart else ""
+    more = f"; {counted(apart, 'comparison')} not possible, with the reason beside each" if apart else ""
     return f"{text[0].upper()}{text[1:]}{more}."
 
 
@@ -127,7 +128,7 @@ def _accuracy(study: Study) -> Sentence | None:
     over = samples.over([result for _, result, _ in rows])
     best = sorted(rows, key=lambda entry: -entry[2]["value"])
     if len(best) <= NAMED:
-        named = words.series(f"{name} {_percent(row)}" for name, _, row in best)
+        named = series(f"{name} {_percent(row)}" for name, _, row in best)
         return Sentence(f"Accuracy: {named} ({over}).", "calibration")
     ends = " to ".join(f"{_percent(row)} ({name})" for name, _, row in (best[-1], best[0]))
     return Sentence(f"Accuracy of {len(best)} models: {ends} ({over}).", "calibration")
@@ -158,6 +159,6 @@ def _most_needed(study: Study) -> Sentence | None:
     change = words.interval(row["accuracy_change"], row["accuracy_change_low"], row["accuracy_change_high"], scale=100)
     unit = f"unit {row['unit']} ({row['kind']}) of {name}"
     return Sentence(
-        f"The most needed unit is {unit}: without it accuracy changes by {change} points ({samples.images_of(result)}).",
+        f"The most needed unit is {unit}: without it accuracy changes by {change} points ({result.over}).",
         "lesion",
     )

@@ -27,7 +27,9 @@ from backlight.report.provenance import measured_differently, settings_of
 from backlight.report.sections import section_of
 from backlight.report.sections.section import Chart, Results
 from backlight.report.survey import MANY, survey, tally
+from backlight.results.charts import CHARTS, caption
 from backlight.results.figures import KIND_COLOUR
+from backlight.results.over import counted, measured_on, series
 from backlight.results.result import Result
 from backlight.study.folder import Study
 
@@ -155,15 +157,15 @@ def lead(study: Study) -> str:
     """What was measured."""
     results = [result for model in study.models for result in model.results.values()]
     names = [model.name for model in study.models]
-    who = words.series(names) if len(names) <= 4 else f"{len(names)} models"
-    return f"{who} on {_images(results)} {_data(study, results)}: {words.counted(len(study.analyses), 'analysis', 'analyses')}."
+    who = series(names) if len(names) <= 4 else f"{len(names)} models"
+    return f"{who} on {_images(results)} {_data(study, results)}: {counted(len(study.analyses), 'analysis', 'analyses')}."
 
 
 def _images(results: Sequence[Result]) -> str:
     counts = sorted({int(result.provenance.get("images") or 0) for result in results} - {0})
     if not counts:
         return "images"
-    return words.counted(counts[0], "image") if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,} images"
+    return counted(counts[0], "image") if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,} images"
 
 
 def _data(study: Study, results: Sequence[Result]) -> str:
@@ -175,8 +177,8 @@ def _data(study: Study, results: Sequence[Result]) -> str:
         {str(requested): None} if requested else {}
     )
     splits = dict.fromkeys(str(fact["split"]) for fact in facts if fact.get("split"))
-    of = f"of {words.series(names)}" if names else "whose set has no name"
-    return f"{of} (split {words.series(splits)})" if splits else of
+    of = f"of {series(names)}" if names else "whose set has no name"
+    return f"{of} (split {series(splits)})" if splits else of
 
 
 # --- the sections
@@ -232,7 +234,8 @@ def _described(chart: Chart, results: Results) -> Chart:
     """The chart with what it is over, and a description that can be listened to."""
     whole = f"{chart.alt} Over {over}." if (over := samples.over(results)) else chart.alt
     alt = whole if len(whole) <= ALT else f"{whole[: ALT - 60].rsplit(' ', 1)[0]} … The download of the rows has every model."
-    return replace(chart, alt=alt)
+    measured = measured_on([result.measured for result in results if result is not None])
+    return replace(chart, alt=alt, caption=caption([CHARTS[chart.name]], measured, marks=False) if chart.name else "")
 
 
 def _plain_table(results: Results) -> dict[str, Any]:
@@ -250,7 +253,7 @@ def _cell(value: Any) -> str:
 def _left_out(study: Study, analysis: str) -> list[str]:
     """The units whose stream is no map."""
     return [
-        f"{model.name}: {words.series(units)} left out, because the stream there is no feature map."
+        f"{model.name}: {series(units)} left out, because the stream there is no feature map."
         for model, result in zip(study.models, study.results(analysis), strict=True)
         if result is not None and (units := result.provenance.get("left_out"))
     ]

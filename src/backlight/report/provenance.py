@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from backlight.report import words
 from backlight.report.sections.section import Results
+from backlight.results.over import counted, series
 
 #: Values of a setting that a survey names; of more it says how many there are.
 VALUES = 3
@@ -25,7 +25,7 @@ def measured_differently(results: Results) -> list[str]:
                 settings.setdefault(key, set()).add(json.dumps(value, sort_keys=True, default=str))
     different = [key for key, values in settings.items() if len(values) > 1]
     return (
-        [f"The models were not measured alike, so compare them with care: they differ in {words.series(different)}."]
+        [f"The models were not measured alike, so compare them with care: they differ in {series(different)}."]
         if different
         else []
     )
@@ -50,7 +50,7 @@ def _counted(values: list[str]) -> str:
         return counts[0][0]
     if len(counts) > VALUES:
         return f"{len(counts)} different values"
-    return "; ".join(f"{value} ({words.counted(count, 'model')})" for value, count in counts)
+    return "; ".join(f"{value} ({counted(count, 'model')})" for value, count in counts)
 
 
 def _flat(document: Mapping[str, Any], within: str = "") -> dict[str, str]:

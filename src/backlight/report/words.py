@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby, pairwise
 
 from backlight.results.claim import Claim, Sample
+from backlight.results.over import counted, series
 from backlight.results.result import Row
 
 SINGULAR = {"attention": "attention", "conv": "convolution", "mlp": "MLP", "blur": "blur"} | {
@@ -76,16 +77,6 @@ def unit_of(quantity: str) -> str:
     return quantity[quantity.rindex("(") + 1 : -1] if quantity.endswith(")") else ""
 
 
-def series(words: Iterable[str]) -> str:
-    """Words with commas between them and an "and" before the last.
-
-    >>> series(["a", "b", "c"])
-    'a, b and c'
-    """
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
-
-
 def merged(sentences: Sequence[str]) -> str:
     """One sentence for several that differ in a word here and there, each of them for several that differ in more.
 
@@ -108,15 +99,6 @@ def _either(variants: Sequence[str]) -> str:
     if len(different) > 2 and all(variant.isdecimal() for variant in different):
         return f"{min(different, key=int)} to {max(different, key=int)}"
     return " or ".join(different)
-
-
-def counted(n: int, singular: str, plural: str | None = None) -> str:
-    """A number and its noun.
-
-    >>> counted(1, "stage"), counted(2000, "image")
-    ('1 stage', '2,000 images')
-    """
-    return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
 
 
 def anatomy(units: Sequence[Row], parameters: int | None) -> str:

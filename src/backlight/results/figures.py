@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from backlight.results.charts import ChartText
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -30,6 +32,8 @@ KIND_COLOUR = {
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 #: Inches: a column in print, one of several panels that share the width of a page, and the height of both.
 COLUMN, PANEL, HEIGHT = 3.25, 2.3, 2.2
+#: A caption: points, inches a line, letters an inch; and the letters of a vertical label on a line.
+SMALL, LINE, LETTERS, LETTERS_OF_PANEL = 6.5, 0.11, 21, 28
 STYLE = {
     "text.parse_math": False,  # a model can be called $$x$$
     "font.size": 7.5,
@@ -74,6 +78,20 @@ def paper_figure(panels: int) -> tuple[Figure, Sequence[Axes]]:
 def title(figure: Figure, name: str) -> None:
     """The name of a model above all panels, in several lines if the figure is too narrow."""
     figure.suptitle(textwrap.fill(name, int(15 * figure.get_figwidth())))  # 15 letters per inch
+
+
+def caption_below(figure: Figure, text: str) -> None:
+    """A caption below all panels; the figure grows by its lines, so that the panels keep their size."""
+    width = int(LETTERS * figure.get_figwidth())
+    filled = "\n".join(textwrap.fill(line, width) for line in text.splitlines())
+    figure.set_figheight(figure.get_figheight() + LINE * (1 + filled.count("\n")))
+    figure.supxlabel(filled, x=0.01, ha="left", fontsize=SMALL, color="0.25")
+
+
+def label(ax: Axes, text: ChartText) -> None:
+    """The labels of both axes, in lines that a panel has room for."""
+    ax.set_xlabel(text.x)
+    ax.set_ylabel(textwrap.fill(text.y, LETTERS_OF_PANEL))
 
 
 def by_unit(table: Iterable[Row]) -> Iterator[list[Row]]:
@@ -211,5 +229,5 @@ def reliability(ax: Axes, diagram: np.ndarray) -> None:
     ax.errorbar(centres, accuracy, np.abs([accuracy - low, high - accuracy]), fmt="none", ecolor="0.2", elinewidth=0.7)
     ax.stairs(share, edges, color=KIND_COLOUR["attention"], lw=1.0, label="share of images")
     ax.plot([0, 1], [0, 1], color="0.2", lw=0.8, ls="--", label="calibrated")
-    ax.set(xlabel="Confidence", ylabel="Accuracy, share", xlim=(0, 1), ylim=(0, 1))
+    ax.set(xlim=(0, 1), ylim=(0, 1))
     ax.legend(**LEGEND)

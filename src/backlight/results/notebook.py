@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 HEAD = 8  # rows
 
 
-def as_html(title: str, figure: Figure, claims: Sequence[Claim], rows: Sequence[dict[str, Any]]) -> str:
+def as_html(title: str, figure: Figure, caption: str, claims: Sequence[Claim], rows: Sequence[dict[str, Any]]) -> str:
     """Figure, claims and rows as HTML without scripts."""
     more = f"<p>{len(rows):,} rows; all of them: <code>result.to_pandas()</code></p>" if len(rows) > HEAD else ""
     head = ["verdict", "statement", "effect [95% interval]", "over"]
     parts = [
         f"<p><b>{escape(title)}</b></p>",
-        f'<img alt="{escape(title)}" src="data:image/png;base64,{picture(figure)}">',
+        f'<img alt="{escape(f"{title}. {caption}")}" src="data:image/png;base64,{picture(figure)}">',
         table(head, [of_claim(claim) for claim in claims]) if claims else "",
         table(list(rows[0]), [list(row.values()) for row in rows[:HEAD]]) if rows else "",
     ]

@@ -18,7 +18,9 @@ import numpy as np
 from backlight.errors import UserError
 from backlight.files import atomic_folder
 from backlight.records import Record, encoded, read_record, read_verified, sha256_of
+from backlight.results.charts import CHARTS, ChartText, caption
 from backlight.results.claim import Claim
+from backlight.results.over import images_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +77,7 @@ class Result:
         """The figure, the claims and the first rows, for notebooks."""
         from backlight.results.notebook import as_html
 
-        return as_html(f"{self.model}: {self.analysis}", self.figure(), self.claims, self.rows())
+        return as_html(f"{self.model}: {self.analysis}", self.figure(), self.caption(), self.claims, self.rows())
 
     def to_pandas(self) -> Any:
         """The rows as a DataFrame; as a table of pyarrow if pandas is not installed."""
@@ -93,16 +95,39 @@ class Result:
     def _draw(self, ax: Axes, panel: str) -> None:
         raise NotImplementedError
 
+    def shown(self) -> tuple[str, ...]:
+        """The panels of the figure of this result: those for which it has numbers."""
+        return self.panels
+
+    def chart(self, panel: str) -> ChartText:
+        """The words of a panel."""
+        return CHARTS[f"{self.analysis}/{panel}"]
+
+    @property
+    def over(self) -> str:
+        """What it is measured on: "200 test images"."""
+        return images_of(self.provenance)
+
     def figure(self) -> Figure:
-        """All panels side by side, in a style fit for print."""
-        from backlight.results.figures import paper_figure, paper_style, title
+        """All panels side by side, in a style fit for print, with a caption."""
+        from backlight.results.figures import caption_below, paper_figure, paper_style, title
 
         with paper_style():
-            figure, axes = paper_figure(len(self.panels))
-            for ax, panel in zip(axes, self.panels, strict=True):
+            figure, axes = paper_figure(len(self.shown()))
+            for ax, panel in zip(axes, self.shown(), strict=True):
                 self.draw(ax, panel)
             title(figure, self.model)
+            caption_below(figure, self.caption())
         return figure
+
+    @property
+    def measured(self) -> str:
+        """What the intervals of the figure are over; mini-batches for some results."""
+        return self.over
+
+    def caption(self) -> str:
+        """What the figure shows, its terms, and over what its intervals are."""
+        return caption([self.chart(panel) for panel in self.shown()], self.measured)
 
     def save(self, folder: str | Path) -> Path:
         """Write the result as a folder of this name, completely or not at all.  Replaces an older one."""

@@ -241,7 +241,7 @@ class Adversarial(Result):
             )
             ax.fill_between(epsilon, low, high, color=colour[attack], alpha=0.2, lw=0)
             ax.plot(epsilon, value, "o-", color=colour[attack], label=names[attack])
-        label = {"accuracy": "Accuracy (%)", "success": "Success of the attack (%)"}[panel]
-        ax.set(xlabel="Epsilon (1/255)", ylabel=label, ylim=(-3, 103))
+        ax.set_ylim(-3, 103)
+        drawing.label(ax, self.chart(panel))
         ax.set_xlim(left=0)
         ax.legend(**drawing.LEGEND)

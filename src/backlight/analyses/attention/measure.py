@@ -245,14 +245,7 @@ class Attention(Result):
         if panel in ("distance", "entropy") and len(uniform) == len(attentions):
             ax.plot(depth, [reference[panel] for reference in uniform], "_", color="0.2", ms=9, label="uniform")
             ax.legend(**drawing.LEGEND)
-        ax.set(xlabel="Normalised depth", xlim=(-0.06, 1.06), ylabel=LABEL[panel])
+        ax.set_xlim(-0.06, 1.06)
+        drawing.label(ax, self.chart(panel))
         if panel in ("nmi", "high_frequency"):
             ax.set_ylim(0, 1)
-
-
-LABEL = {
-    "distance": "Attention distance (pixels)",
-    "entropy": "Entropy (nats)",
-    "nmi": "NMI of queries and keys",
-    "high_frequency": "Share above frequency zero",
-}

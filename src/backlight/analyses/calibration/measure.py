@@ -270,6 +270,7 @@ class Calibration(Result):
         from backlight.results import figures
 
         figures.reliability(ax, self.arrays["reliability"])
+        figures.label(ax, self.chart(panel))
         rows = {row["metric"]: row for row in self.table}
         scaled = "reliability_scaled" in self.arrays
         if scaled:

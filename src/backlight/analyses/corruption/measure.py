@@ -292,7 +292,7 @@ class Corruption(Result):
         {"accuracy": self._lines, "ece": self._lines, "reliability": self._reliability}[panel](ax, panel)
 
     def _lines(self, ax: Axes, column: str) -> None:
-        from backlight.results.figures import LEGEND
+        from backlight.results.figures import LEGEND, label
 
         families = {name: family for family, names in FAMILIES.items() for name in names}
         family_of = {name: families.get(name, "extra") for name in self.provenance["settings"]["corruptions"]}
@@ -306,24 +306,25 @@ class Corruption(Result):
         value, low, high = (np.array([100 * row[f"{column}{end}"] for row in rows]) for end in ("", "_low", "_high"))
         ax.fill_between(severities, low, high, color="0.1", alpha=0.2, lw=0)
         ax.plot(severities, value, "o-", color="0.1", label="mean")
-        label = {"accuracy": "Accuracy (%)", "ece": "ECE (%)"}[column]
-        ax.set(xlabel="Severity", ylabel=label, xticks=severities, ylim=(0, None))
+        ax.set(xticks=severities, ylim=(0, None))
+        label(ax, self.chart(column))
         ax.legend(**LEGEND | {"ncols": 3})
 
     def _reliability(self, ax: Axes, panel: str) -> None:
         import matplotlib as mpl
 
-        from backlight.results.figures import LEGEND
+        from backlight.results.figures import LEGEND, label
 
         severities = [row["severity"] for row in self.over_severities("mean")]
         for severity, diagram in zip(severities, self.arrays["reliability"][:, 0], strict=True):
             confidence, accuracy, share = diagram
             filled = share > 0.01  # the accuracy of a bin of few images is noise
             colour = mpl.colormaps["plasma_r"](0.15 + 0.85 * severity / 5)
-            label = str(severity) if severity else "clean"
-            ax.plot(confidence[filled], accuracy[filled], "o-", ms=2, color=colour, label=label)
+            name = str(severity) if severity else "clean"
+            ax.plot(confidence[filled], accuracy[filled], "o-", ms=2, color=colour, label=name)
         ax.plot([0, 1], [0, 1], color="0.2", lw=0.8, ls="--")
-        ax.set(xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1), ylim=(0, 1))
+        ax.set(xlim=(0, 1), ylim=(0, 1))
+        label(ax, self.chart(panel))
         ax.legend(**LEGEND | {"ncols": 3})
 
 

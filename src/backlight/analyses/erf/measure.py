@@ -222,7 +222,8 @@ class Erf(Result):
             side, low, high = (np.array([row[f"side{end}"] for row in rows], float) for end in ("", "_low", "_high"))
             ax.fill_between(depth, low, high, color=colour, alpha=0.2, lw=0)
             ax.plot(depth, side, "o-", color=colour, markersize=min(2.5, 120 / len(units)), label=f"{rows[0]['share']:.3g}")
-        ax.set(xlabel="Normalised depth", ylabel="Side of the square that\nholds this share (pixels)", xlim=(-0.02, 1.02))
+        ax.set_xlim(-0.02, 1.02)
+        drawing.label(ax, self.chart("radius"))
         ax.set_ylim(bottom=0)
         ax.legend(**drawing.LEGEND)
 

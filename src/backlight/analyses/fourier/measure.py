@@ -174,16 +174,16 @@ class Fourier(Result):
         if panel == "depth":
             highest = [rows[-1] for rows in figures.by_unit(self.table)]
             figures.over_depth(ax, highest, "delta")
-            ax.set_ylabel("Δ log amplitude at the\nhighest frequency (nepers)")
+            figures.label(ax, self.chart(panel))
             return
         if panel == "steps":
             rows = [unit[-1] for unit in figures.by_unit(self.table) if np.isfinite(unit[-1].get("high_step", np.nan))]
             figures.steps(ax, rows, "mean_step", "high_step")
-            ax.set_ylabel("Log amplitude after − before\n(nepers; ○ mean, ● highest)")
+            figures.label(ax, self.chart(panel))
             return
         if panel == "transfer":
             figures.transfers(ax, self.table, "transfer")
-            ax.set_ylabel("Transfer: log amplitude\nafter − before (nepers)")
+            figures.label(ax, self.chart(panel))
             return
         figures.spectra(ax, self.table, "delta")
-        ax.set_ylabel("Δ log amplitude (nepers)")
+        figures.label(ax, self.chart(panel))

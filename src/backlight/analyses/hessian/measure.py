@@ -343,6 +343,11 @@ class HessianSpectrum(Result):
         else:
             self._draw_density(ax, panel)
 
+    @property
+    def measured(self) -> str:
+        """Mini-batches, of so many images."""
+        return f"{len({row['batch'] for row in self.table})} mini-batches of {self.over} in all"
+
     def _draw_density(self, ax: Axes, side: str) -> None:
         from backlight.results import figures
 
@@ -358,11 +363,9 @@ class HessianSpectrum(Result):
         else:
             ax.text(0.5, 0.5, f"none is {side}", transform=ax.transAxes, ha="center", color="0.4")
             ax.set(xticks=[0], yticks=[])
-        ax.set_xlabel(f"{side.capitalize()} eigenvalues")
+        figures.label(ax, self.chart(side))
         share, mean = f"negative proportion (NEP)\n{_interval(nep, 100)} %", f"average positive (APE)\n{_interval(ape)}"
         ax.set_title(share if side == "negative" else mean)
-        if side == "negative":
-            ax.set_ylabel("Density")
 
     def _draw_ranks(self, ax: Axes) -> None:
         """The mean over mini-batches of the eigenvalue of each rank by magnitude, with its interval."""
@@ -381,7 +384,8 @@ class HessianSpectrum(Result):
             at = np.array(ranks)[own] - first + 1
             ax.errorbar(at, mean[own], error, fmt="o", color=figures.KIND_COLOUR[kind], ms=2.5, elinewidth=0.8)
         ax.axhline(0, color="0.2", lw=0.6)
-        ax.set(xlabel="Rank by magnitude", ylabel="Eigenvalue, mean of batches", xlim=(0.4, len(ranks) + 0.6))
+        ax.set_xlim(0.4, len(ranks) + 0.6)
+        figures.label(ax, self.chart("ranks"))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     def _draw_batches(self, ax: Axes) -> None:
@@ -411,7 +415,8 @@ class HessianSpectrum(Result):
         ax.set_yticks(ticks[:: 1 + len(ticks) // 10], minor=False)
         ax.yaxis.set_major_formatter(figures.powers_of_ten)
         low, high = (min(row["eigenvalue"] for row in rows), max(row["eigenvalue"] for row in rows))
-        ax.set(xlabel="Batch", ylabel="Eigenvalue", xlim=(-0.7, rows[-1]["batch"] + 0.7))
+        ax.set_xlim(-0.7, rows[-1]["batch"] + 0.7)
+        figures.label(ax, self.chart("batches"))
         ax.set_ylim(2 * min(low, -(10.0**least) / 2), 2 * max(high, 10.0**least / 2))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from backlight.errors import UserError
+from backlight.results.figures import caption_below, paper_style
 from backlight.results.result import Result
 from backlight.results.surface_figures import PANELS, Surface, figure, shared_levels
 
@@ -58,10 +59,16 @@ class Landscape(Result):
         label = LABELS.get(column, f"{column} above its minimum")
         return Surface(self.model, x, y, z, low, high, label, self.axes, self.arrays.get("path"))
 
-    def figure(self) -> Figure:
+    def shown(self) -> tuple[str, ...]:
         """Contours, the surface and cross-sections; of a line only the line."""
-        line = len({row["y"] for row in self.table}) < 2
-        return figure([self.surface()], ("line",) if line else self.panels)
+        return ("line",) if len({row["y"] for row in self.table}) < 2 else self.panels
+
+    def figure(self) -> Figure:
+        """All panels with a caption."""
+        drawn = figure([self.surface()], self.shown())
+        with paper_style():
+            caption_below(drawn, self.caption())
+        return drawn
 
     def _draw(self, ax: Axes, panel: str) -> None:
         """Figure 1a as contours, in space (on 3-D axes), and as cross-sections."""

@@ -33,6 +33,7 @@ from backlight.inputs import checked_labels, first_tensor, image_batches, refuse
 from backlight.numerics.bootstrap import Interval
 from backlight.numerics.calibration import scores
 from backlight.numerics.proportions import paired_difference_interval, score_intervals
+from backlight.results.charts import ChartText
 from backlight.results.claim import Claim
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row, columns
@@ -452,10 +453,13 @@ class Lesion(Result):
 
         if "distance" in self.table[0]:
             drawing.bars(ax, self.singles(), "distance")
-            ax.set_ylabel("1 - cosine of the outputs\nwith and without the unit")
-            return
-        drawing.bars(ax, self.singles(), "accuracy_change", scale=100)
-        ax.set_ylabel("Change in accuracy\nwithout the unit (points)")
+        else:
+            drawing.bars(ax, self.singles(), "accuracy_change", scale=100)
+        drawing.label(ax, self.chart(panel))
+
+    def chart(self, panel: str) -> ChartText:
+        """The words of a panel; without labels it shows distances."""
+        return super().chart("distance" if panel == "accuracy" and "distance" in self.table[0] else panel)
 
     def _draw_positions(self, ax: Axes) -> None:
         """Bars by position in the stage, for attentions and for other units."""
@@ -475,6 +479,7 @@ class Lesion(Result):
             ax.bar(0, 0, color=colours[group], label=group)
         ax.axhline(0, color="0.2", lw=0.6)
         ax.set_xticks([0, 1, 2], ["first", "middle", "last"])
-        ax.set(xlabel="Position in the stage", ylabel="Mean change in accuracy\nwithout the unit (points)", xlim=(-0.6, 2.6))
+        ax.set_xlim(-0.6, 2.6)
+        drawing.label(ax, self.chart("position"))
         if shown:
             ax.legend(**drawing.LEGEND)

@@ -36,7 +36,6 @@ from backlight.tracing.trace import evaluating, model_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 #: What is recorded for each image under each noise, in this order.
 SCORES = ("accuracy", "nll", "rms")
@@ -246,27 +245,16 @@ class Noise(Result):
     analysis: ClassVar[str] = "noise"
     panels: ClassVar[tuple[str, ...]] = ("accuracy", "nll", "basis")
 
-    def figure(self) -> Figure:
+    def shown(self) -> tuple[str, ...]:
         """Figure 2b, and the heat map beside it where there is one."""
-        from backlight.results import figures as drawing
-
-        panels = [panel for panel in self.panels if panel != "basis" or "basis" in self.arrays]
-        with drawing.paper_style():
-            figure, axes = drawing.paper_figure(len(panels))
-            for ax, panel in zip(axes, panels, strict=True):
-                self.draw(ax, panel)
-            drawing.title(figure, self.model)
-        return figure
+        return tuple(panel for panel in self.panels if panel != "basis" or "basis" in self.arrays)
 
     def _draw(self, ax: Axes, panel: str) -> None:
         """Figure 2b with a line for each severity, or the heat map of Yin et al."""
         if panel == "basis":
             self._draw_heat_map(ax)
             return
-        score, scale, label = {
-            "accuracy": ("accuracy_change", 100, "Change in accuracy (points)"),
-            "nll": ("nll_change", 1, "Change in NLL (nats)"),
-        }[panel]
+        score, scale = {"accuracy": ("accuracy_change", 100), "nll": ("nll_change", 1)}[panel]
         import matplotlib as mpl
 
         from backlight.results import figures as drawing
@@ -284,10 +272,13 @@ class Noise(Result):
         ax.axhline(0, color="0.2", lw=0.6)
         ax.set_xticks([0, 0.5, 1], ["0", "0.5π", "1.0π"])
         ax.set_xticks(np.linspace(0, 1, 11), minor=True)
-        ax.set(xlabel="Frequency of the noise", ylabel=label, xlim=(0, 1))
+        ax.set_xlim(0, 1)
+        drawing.label(ax, self.chart(panel))
         ax.legend(**drawing.LEGEND)
 
     def _draw_heat_map(self, ax: Axes) -> None:
+        from backlight.results.figures import label
+
         if "basis" not in self.arrays:
             raise UserError("this result has no heat map over waves; run noise with basis, for instance 15")
         y, x = self.arrays["basis_frequencies"]
@@ -297,5 +288,5 @@ class Noise(Result):
         ax.figure.colorbar(image, ax=ax, label="Error (%)", pad=0.02, aspect=30)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_ticks([-1, 0, 1], ["−π", "0", "π"])
-        ax.set(xlabel="Horizontal frequency", ylabel="Vertical frequency")
+        label(ax, self.chart("basis"))
         ax.spines[["top", "right"]].set_visible(True)

@@ -22,6 +22,7 @@ from backlight.analyses.single_pass import Reads, Streams
 from backlight.analyses.variance.settings import VarianceSettings
 from backlight.errors import UserError
 from backlight.numerics.bootstrap import mean_interval
+from backlight.results.charts import ChartText
 from backlight.results.claim import LOG_ROUNDING, Claim, Sample, Sign
 from backlight.results.result import Result, columns
 
@@ -173,5 +174,9 @@ class Variance(Result):
         from backlight.results import figures
 
         figures.over_depth(ax, self.table, "variance")
-        settings = self.provenance.get("settings", {})
-        ax.set_ylabel("Variance / mean square" if settings.get("normalise") else "Feature map variance")
+        figures.label(ax, self.chart(panel))
+
+    def chart(self, panel: str) -> ChartText:
+        """The words of a panel; variances over mean squares have others."""
+        normalised = self.provenance.get("settings", {}).get("normalise")
+        return super().chart("normalised" if normalised else panel)

@@ -18,7 +18,7 @@ def figures(results: Results) -> list[list[Chart]]:
         Chart(
             "epsilons", f"adversarial/{attack}", f"Accuracy under {label} (%)",
             f"Accuracy under {label} over epsilon, a line per model, with its 95% interval. {_at_largest(results, attack)}",
-            y="accuracy", scale=100, tab=name,
+            y="accuracy", scale=100, tab=name, name="adversarial/accuracy",
         )
         for attack, name in NAMES.items()
         for label in [name if name.isupper() else name.lower()]

@@ -22,7 +22,15 @@ def figures(results: Results) -> list[list[Chart]]:
     means = [None if r is None else Result(r.model, mean(r), [], {}) for r in results]
     return [
         [
-            Chart("depth", "attention/mean", label, f"{label} over depth. {from_to(means, metric)}", y=metric, tab=tab)
+            Chart(
+                "depth",
+                "attention/mean",
+                label,
+                f"{label} over depth. {from_to(means, metric)}",
+                y=metric,
+                tab=tab,
+                name=f"attention/{metric}",
+            )
             for metric, (tab, label) in NAMES.items()
         ]
     ]

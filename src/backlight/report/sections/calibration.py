@@ -7,6 +7,7 @@ from functools import partial
 
 from backlight.report.sections.section import Chart, Metrics, Results, Section
 from backlight.report.words import interval
+from backlight.results.charts import CHARTS
 from backlight.results.result import Result, Row
 
 #: Metric -> its name, its unit and definition, and the factor from the stored to the shown unit.
@@ -46,12 +47,21 @@ def figures(results: Results) -> list[list[Chart]]:
     """One reliability diagram for all models, and one after temperature scaling in a second tab."""
     summaries = [f"{r.model}: ECE {100 * _metric(r, 'ece')['value']:.1f}%." for r in results if r is not None]
     alt = f"Accuracy against confidence, one line per model; a calibrated model is on the diagonal. {' '.join(summaries)}"
-    plain = Chart("reliability", "calibration/reliability", "Accuracy in the bin", alt)
+    plain = Chart(
+        "reliability", "calibration/reliability", CHARTS["calibration/reliability"].y, alt, name="calibration/reliability"
+    )
     if not any("reliability_scaled" in r.arrays for r in results if r is not None):
         return [[plain]]
     summaries = [f"{r.model}: T {_metric(r, 'temperature')['value']:.2f}." for r in results if r is not None]
     alt = f"The same after temperature scaling, on images that the temperature was not fitted on. {' '.join(summaries)}"
-    scaled = Chart("reliability", "calibration/scaled", "Accuracy in the bin", alt, tab="After temperature scaling")
+    scaled = Chart(
+        "reliability",
+        "calibration/scaled",
+        CHARTS["calibration/scaled"].y,
+        alt,
+        tab="After temperature scaling",
+        name="calibration/scaled",
+    )
     return [[replace(plain, tab="As trained"), scaled]]
 
 

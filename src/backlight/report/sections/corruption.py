@@ -20,7 +20,11 @@ def figures(results: Results) -> list[list[Chart]]:
     charts = []
     for column, (tab, label, scale) in SHOWN.items():
         alt = f"{label}, from clean images to the worst severity. {_from_to(results, column, scale)}"
-        charts.append(Chart("severities", "corruption/severities", label, alt, y=column, scale=scale, tab=tab))
+        charts.append(
+            Chart(
+                "severities", "corruption/severities", label, alt, y=column, scale=scale, tab=tab, name=f"corruption/{column}"
+            )
+        )
     return [charts]
 
 

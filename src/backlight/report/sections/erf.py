@@ -39,7 +39,7 @@ def _chart(table: str, pick: Pick, results: Results) -> Chart:
     share = ", ".join(dict.fromkeys(f"{100 * rows[0]['share']:.3g}%" for _, rows in known))
     label = f"Side of the square that holds {share} of the receptive field (pixels)"
     ends = " ".join(f"{name}: from {number(rows[0]['side'])} to {number(rows[-1]['side'])}." for name, rows in known)
-    return Chart("depth", table, label, f"{label} over normalised depth. {ends}", y="side", tab=share)
+    return Chart("depth", table, label, f"{label} over normalised depth. {ends}", y="side", tab=share, name="erf/radius")
 
 
 SECTION = Section(

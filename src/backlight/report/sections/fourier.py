@@ -6,6 +6,7 @@ import numpy as np
 
 from backlight.report.sections.section import Chart, Fact, Results, Section, from_to, last_of_unit
 from backlight.report.words import number
+from backlight.results.charts import CHARTS
 from backlight.results.result import Result, Row
 
 SPECTRA = "One small chart per model, on one vertical axis; one curve per unit, darker (on a dark page brighter) with depth. "
@@ -13,12 +14,23 @@ SPECTRA = "One small chart per model, on one vertical axis; one curve per unit, 
 
 def figures(results: Results) -> list[list[Chart]]:
     """Δ log amplitude over depth; then over frequency, with the transfer functions in a second tab; then the steps."""
-    label = "Δ log amplitude at the highest frequency (nepers)"
-    depth = Chart("depth", "fourier", label, f"{label} over normalised depth. {from_to(results, 'delta')}", y="delta")
-    label = "Δ log amplitude after each unit (nepers)"
-    spectrum = Chart("curves", "fourier", label, f"{SPECTRA}{label}.", y="delta", tab="Δ log amplitude")
-    label = "Log amplitude after each unit minus before it (nepers)"
-    transfer = Chart("curves", "fourier", label, f"{SPECTRA}{label}.", y="transfer", tab="Transfer function")
+    label = CHARTS["fourier/depth"].y
+    depth = Chart(
+        "depth",
+        "fourier",
+        label,
+        f"{label} over normalised depth. {from_to(results, 'delta')}",
+        y="delta",
+        name="fourier/depth",
+    )
+    label = CHARTS["fourier/spectrum"].y
+    spectrum = Chart(
+        "curves", "fourier", label, f"{SPECTRA}{label}.", y="delta", tab="Δ log amplitude", name="fourier/spectrum"
+    )
+    label = CHARTS["fourier/transfer"].y
+    transfer = Chart(
+        "curves", "fourier", label, f"{SPECTRA}{label}.", y="transfer", tab="Transfer function", name="fourier/transfer"
+    )
     return [[depth], [spectrum, transfer], *_step_charts(results)]
 
 
@@ -32,11 +44,17 @@ def _step_charts(results: Results) -> list[list[Chart]]:
     if not any(steps(result) for result in results if result is not None):
         return []
     parts = {"high_step": "the highest frequency", "mean_step": "the mean of the map"}
-    labels = {column: f"Change of the log amplitude of {what} at each unit (nepers)" for column, what in parts.items()}
+    labels = {column: CHARTS[f"fourier/{column}"].y for column in parts}
     return [
         [
             Chart(
-                "bars", "fourier/steps", label, f"{label}. {_means(results, column)}", y=column, tab=f"Step of {parts[column]}"
+                "bars",
+                "fourier/steps",
+                label,
+                f"{label}. {_means(results, column)}",
+                y=column,
+                tab=f"Step of {parts[column]}",
+                name=f"fourier/{column}",
             )
             for column, label in labels.items()
         ]

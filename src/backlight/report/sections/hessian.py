@@ -14,8 +14,8 @@ def figures(results: Results) -> list[list[Chart]]:
     """The density of each sign, in a tab with its own axes, as in figure 4."""
     nep = f"Density of the negative eigenvalues, one line per model. {_summaries(results, 'nep', 100, '% are negative')}"
     ape = f"Density of the positive eigenvalues, one line per model. {_summaries(results, 'ape', 1, ' is their mean')}"
-    negative = Chart("densities", "hessian/negative", "Density", nep, y="density", tab="Negative")
-    positive = Chart("densities", "hessian/positive", "Density", ape, y="density", tab="Positive")
+    negative = Chart("densities", "hessian/negative", "Density", nep, y="density", tab="Negative", name="hessian/negative")
+    positive = Chart("densities", "hessian/positive", "Density", ape, y="density", tab="Positive", name="hessian/positive")
     return [[negative, positive]]
 
 

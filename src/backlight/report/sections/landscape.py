@@ -19,11 +19,19 @@ def figures(results: Results) -> list[list[Chart]]:
     quantity = "Loss with weight decay" if y == "loss" else "NLL"
     label, ranges = f"{quantity} above its lowest point (nats)", _ranges(results, y)
     alt = f"{label} along lines through the trained weights. {ranges}"
-    sections = Chart("sections", "landscape/sections", label, alt, y=y, tab="Cross-sections")
+    sections = Chart("sections", "landscape/sections", label, alt, y=y, tab="Cross-sections", name="landscape/line")
     if not any(over_plane(result) for result in results if result is not None):
         return [[sections]]
     surface = Chart("surface", "landscape/plane", label, f"{ONE_SCALE}{label} over a plane. {ranges}", y=y, tab="Surface")
-    contour = Chart("contour", "landscape/plane", label, f"{ONE_SCALE}{label} as contours. {ranges}", y=y, tab="Contours")
+    contour = Chart(
+        "contour",
+        "landscape/plane",
+        label,
+        f"{ONE_SCALE}{label} as contours. {ranges}",
+        y=y,
+        tab="Contours",
+        name="landscape/contour",
+    )
     return [[surface, contour, sections]]
 
 

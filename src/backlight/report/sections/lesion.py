@@ -5,6 +5,7 @@ from __future__ import annotations
 from backlight.report import flips
 from backlight.report.sections.section import Chart, Fact, Metrics, Results, Section
 from backlight.report.words import interval
+from backlight.results.charts import CHARTS
 from backlight.results.result import Result, Row
 
 BARS = "One small chart per model, on one vertical axis; one bar per unit, with its 95% interval. "
@@ -14,15 +15,16 @@ def figures(results: Results) -> list[list[Chart]]:
     """Change in accuracy for each unit, in NLL in a second tab; or the distances of the label-free form."""
     if all("distance" in r.table[0] for r in results if r is not None):
         alt = f"{BARS}1 minus the cosine of the outputs with and without the unit."
-        return [[Chart("bars", "lesion/units", "1 - cosine of the outputs with and without the unit", alt, y="distance")]]
+        return [[Chart("bars", "lesion/units", CHARTS["lesion/distance"].y, alt, y="distance", name="lesion/distance")]]
     results = [r if r is not None and "accuracy_change" in r.table[0] else None for r in results]
     accuracy = Chart(
-        "bars", "lesion/units", "Change in accuracy without the unit (percentage points)", BARS + _lowest_changes(results),
-        y="accuracy_change", scale=100, tab="Accuracy", subtitles=[_intact(r, "accuracy", 100, "%") for r in results],
+        "bars", "lesion/units", CHARTS["lesion/accuracy"].y, BARS + _lowest_changes(results),
+        y="accuracy_change", scale=100, tab="Accuracy", name="lesion/accuracy",
+        subtitles=[_intact(r, "accuracy", 100, "%") for r in results],
     )  # fmt: skip
     nll = Chart(
-        "bars", "lesion/units", "Change in NLL without the unit (nats)", f"{BARS}Change in NLL without the unit.",
-        y="nll_change", tab="NLL", subtitles=[_intact(r, "nll", 1, " nats") for r in results],
+        "bars", "lesion/units", CHARTS["lesion/nll"].y, f"{BARS}Change in NLL without the unit.",
+        y="nll_change", tab="NLL", name="lesion/nll", subtitles=[_intact(r, "nll", 1, " nats") for r in results],
     )  # fmt: skip
     return [[accuracy, nll]]
 

@@ -14,9 +14,17 @@ def figures(results: Results) -> list[list[Chart]]:
     """Change in accuracy over the frequency of the noise, and in NLL in a second tab."""
     accuracy = Chart(
         "frequencies", "noise/lines", "Change in accuracy (points); solid: the middle size of noise",
-        LINES + _most_costly(results), y="accuracy_change", scale=100, tab="Accuracy",
+        LINES + _most_costly(results), y="accuracy_change", scale=100, tab="Accuracy", name="noise/accuracy",
     )  # fmt: skip
-    nll = Chart("frequencies", "noise/lines", "Change in NLL (nats)", f"{LINES}Change in NLL.", y="nll_change", tab="NLL")
+    nll = Chart(
+        "frequencies",
+        "noise/lines",
+        "Change in NLL (nats)",
+        f"{LINES}Change in NLL.",
+        y="nll_change",
+        tab="NLL",
+        name="noise/nll",
+    )
     return [[accuracy, nll]]
 
 

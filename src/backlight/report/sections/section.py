@@ -27,6 +27,8 @@ class Chart:
     log: bool | None = None  # a logarithmic axis to begin with; None: there is no choice
     tab: str = ""  # its name if several charts share one area
     subtitles: Sequence[str] = ()  # under each model's name
+    name: str = ""  # its key in `results.charts.CHARTS`, which has the words that it shares with the figure in print
+    caption: str = ""  # its terms and intervals, as in print
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backlight.report.sections.section import Chart, Metrics, Results, Section
 from backlight.report.words import interval
+from backlight.results.charts import CHARTS
 from backlight.results.result import Result, Row
 
 MATRIX = "One matrix per model, with one row and one column per unit, from dark (CKA 0) to bright (1); lines separate stages. "
@@ -11,7 +12,18 @@ MATRIX = "One matrix per model, with one row and one column per unit, from dark 
 
 def figures(results: Results) -> list[list[Chart]]:
     """The matrix, one panel per model."""
-    return [[Chart("matrix", "similarity/matrix", "CKA, from 0 (dark) to 1 (bright)", MATRIX + _least_alike(results), y="cka")]]
+    return [
+        [
+            Chart(
+                "matrix",
+                "similarity/matrix",
+                CHARTS["similarity/matrix"].y,
+                MATRIX + _least_alike(results),
+                y="cka",
+                name="similarity/matrix",
+            )
+        ]
+    ]
 
 
 def metrics(results: Results) -> Metrics:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from backlight.report.sections.section import Chart, Metrics, Results, Section
 from backlight.report.words import interval, number
+from backlight.results.charts import CHARTS
 from backlight.results.result import Result, Row
 
 
@@ -16,16 +17,16 @@ def figures(results: Results) -> list[list[Chart]]:
         f"{r.model}: from {number(r.table[0]['nll'])} to {number(r.table[-1]['nll'])}." for r in results if r is not None
     )
     alt = f"NLL at each snapshot of training. {ranges}"
-    loss = Chart("steps", "trajectory/loss", "NLL at each snapshot (nats)", alt, y="nll")
+    loss = Chart("steps", "trajectory/loss", CHARTS["trajectory/loss"].y, alt, y="nll", name="trajectory/loss")
     shares = [_explained(result) for result in results]
     label = "Along the second principal axis of the path"
     plane = Chart(
         "path", "trajectory/plane", label, f"The path of training on its principal plane. {' '.join(filter(None, shares))}",
-        y="y", tab="Principal plane", subtitles=shares,
+        y="y", tab="Principal plane", name="trajectory/plane", subtitles=shares,
     )  # fmt: skip
     polar = Chart(
         "path", "trajectory/polar", "r sin θ (withdrawn by its author)", "The path of training in polar coordinates.",
-        y="y", tab="Polar (withdrawn)", subtitles=["withdrawn by its author"] * len(results),
+        y="y", tab="Polar (withdrawn)", name="trajectory/polar", subtitles=["withdrawn by its author"] * len(results),
     )  # fmt: skip
     return [[loss], [plane, polar]]
 

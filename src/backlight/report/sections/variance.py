@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from backlight.report.sections.section import Chart, Fact, Results, Section, finite, from_to, last_of_unit
+from backlight.results.charts import CHARTS
 
 #: Ratio of the largest to the smallest variance above which a linear axis hides small ones.
 WIDE = 30
@@ -11,9 +12,10 @@ WIDE = 30
 def figures(results: Results) -> list[list[Chart]]:
     """Variance over depth."""
     normalised = any(r.provenance.get("settings", {}).get("normalise") for r in results if r is not None)
-    label = "Feature map variance over its mean square" if normalised else "Feature map variance (activation units squared)"
+    name = "variance/normalised" if normalised else "variance/depth"
+    label = CHARTS[name].y
     alt = f"{label} over normalised depth. {from_to(results, 'variance')}"
-    return [[Chart("depth", "variance", label, alt, y="variance", log=_wide(results))]]
+    return [[Chart("depth", "variance", label, alt, y="variance", log=_wide(results), name=name)]]
 
 
 def _wide(results: Results) -> bool | None:
