@@ -339,13 +339,13 @@ def test_the_channels_that_a_model_was_built_for_are_used():
 
 
 def test_channels_that_a_model_folds_pixels_into_are_not_those_of_its_images():
-    class Folding(nn.Module):
+    class Folding(torch.nn.Module):
         def __init__(self, first):
             super().__init__()
-            self.fold, self.conv = first, nn.Conv2d(48, 4, 3)
+            self.fold, self.conv = first, torch.nn.Conv2d(48, 4, 3)
             self.pretrained_cfg = {"input_size": (3, 32, 32), "first_conv": "conv"}
 
-    assert preprocessing(Folding(nn.PixelUnshuffle(4)))["input_size"] == [3, 32, 32]
+    assert preprocessing(Folding(torch.nn.PixelUnshuffle(4)))["input_size"] == [3, 32, 32]
     with pytest.raises(UserError, match="takes 48 channels"):  # the convolution reads the images themselves
         preprocessing(Folding(None))
 

@@ -157,7 +157,11 @@ def written(file: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None
 
     draft = file.with_name(draft_name(file))
     try:
-        writer: Any = csv.CSVWriter(str(draft), schema) if file.suffix == ".csv" else pq.ParquetWriter(str(draft), schema, compression="zstd")
+        writer: Any = (
+            csv.CSVWriter(str(draft), schema)
+            if file.suffix == ".csv"
+            else pq.ParquetWriter(str(draft), schema, compression="zstd")
+        )
         with writer:
             yield writer.write_table
         os.replace(draft, file)
