@@ -4,8 +4,8 @@
 
 One process runs the study under cProfile and counts processor seconds, so that other work on the machine changes little.
 ``models`` is what the modules take without what their hooks read, ``reading`` what the reducers take of each batch, ``images``
-decoding and preparation, ``results`` tables, claims and intervals (1,000 resamples), ``loading`` models and their units,
-``start`` the imports, and ``rest`` everything else, such as storing.
+decoding and preparation, ``results`` tables, claims and intervals (1,000 resamples), ``storing`` files and figures, ``loading``
+models, ``units`` finding them, ``start`` the imports before the study, and ``rest`` everything else, such as later imports.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ PARTS = (
     ("loading", "study/loaded.py", "model_of"),
     ("units", "analyses/single_pass.py", "readable_of"),
     ("results", "/measure.py", "result"),
+    ("storing", "results/result.py", "save"),
 )
 
 
@@ -75,7 +76,7 @@ def main() -> None:
         "versions": dict(versions()),
         "models": list(options.models),
         "images": options.images,
-        "cells": {state: sum(outcome.state == state for outcome in outcomes) for state in {o.state for o in outcomes}},
+        "cells": sum(outcome.measured is not None for outcome in outcomes),
         "processor_seconds": round(total, 1),
         "shares": {part: round(value / total, 4) for part, value in shares.items()},
     }
