@@ -175,7 +175,7 @@ def test_a_plan_says_what_cells_will_take_and_the_study_how_good_that_was(run, t
     rows = {(row["model"], row["analysis"]): row for row in csv.DictReader(out.splitlines())}
     assert {row["images"] for (model, _), row in rows.items() if model == TINY} == {"40"}
     assert {a: rows[TINY, a]["passes"] for a in ("variance", "lesion", "landscape")} == {
-        "variance": "1", "lesion": "2.5", "landscape": "441",  # three units; a grid of 21 by 21
+        "variance": "1", "lesion": "2.5", "landscape": "446",  # three units; a grid of 21 by 21, and 5 around the centre
     }  # fmt: skip
     assert rows["resnet5", "lesion"]["minutes"] == ""
     assert 100 < float(rows[TINY, "lesion"]["memory_mb"]) < 8000
@@ -195,7 +195,7 @@ def test_the_estimate_grows_with_images_settings_and_units() -> None:
     assert minutes("variance", limit=200) == pytest.approx(2 * minutes("variance"))
     assert minutes("lesion") == pytest.approx(4.5 * minutes("variance"))
     assert minutes("noise", frequencies=(0.1, 0.5), severities=(0.1,)) == pytest.approx(3 * minutes("variance"))
-    assert minutes("landscape", grid=5) == pytest.approx(25 * minutes("variance"))
+    assert minutes("landscape", grid=5) == pytest.approx(30 * minutes("variance"))  # 5 by 5, and 5 around the centre
     (cell,) = plan([TINY], {"hessian": {"batches": 2}}, SMALL)
     assert images_of(cell) == 2 * 16
 

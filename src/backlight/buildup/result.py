@@ -91,6 +91,12 @@ class Buildup(Result):
     analysis: ClassVar[str] = "buildup"
     panels: ClassVar[tuple[str, ...]] = ("accuracy",)
 
+    @property
+    def measured(self) -> str:
+        """The seeds: "3 seeds"."""
+        seeds = self.arrays["accuracy"].shape[1]
+        return f"{seeds} seed{'s' if seeds > 1 else ''}"
+
     def _draw(self, ax: Axes, panel: str) -> None:
         """Figure 12a: accuracy against the number of attentions; kept trials on a line, others open, controls grey."""
         from matplotlib.ticker import MaxNLocator
@@ -108,7 +114,7 @@ class Buildup(Result):
                 ends = [[100 * row[f"accuracy{end}"] for row in rows] for end in ("", "_low", "_high")]
                 value, low, high = np.where(np.isfinite(ends), ends, np.nan)
                 ax.errorbar(x, value, [value - low, high - value], elinewidth=0.7, label=name, **style)
-        ax.set(xlabel="Attentions instead of convolutions", ylabel="Accuracy on held-out images (%)")
+        ax.set(xlabel=self.chart(panel).x, ylabel=self.chart(panel).y)
         ax.set_xlim(-0.2, max(drawn) + 0.9)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(**LEGEND)

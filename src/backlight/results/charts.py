@@ -166,6 +166,12 @@ CHARTS: Mapping[str, ChartText] = {
     "landscape/contour": ChartText("", "", f"{ABOVE}; contours of the loss."),
     "landscape/surface": ChartText("", "", "The same in space."),
     "landscape/line": ChartText("Coordinate along a direction", "", f"{ABOVE}; cuts through them.", BOOTSTRAP),
+    "buildup/accuracy": ChartText(
+        "Attentions instead of convolutions",
+        "Accuracy on held-out images (%)",
+        f"{ACCURACY}, mean over seeds. A mark a network that the build-up rule tried.",
+        "95% Student",
+    ),
     "trajectory/plane": ChartText(
         "Axis 1",
         "Along the second principal axis of the path",
