@@ -308,3 +308,13 @@ def test_memory_does_not_grow_with_the_images():
     running = [measuring(200), measuring(2000)]
     few, many = (int(process.communicate()[0]) for process in running)
     assert many < 1.05 * few
+
+
+def test_a_pass_ends_at_the_first_batch_if_nothing_reads_it():
+    """The outputs of an encoder are no class scores, which is known after one batch."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))  # returns maps
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    with pytest.raises(UserError, match="no classifier"):
+        calibration(model, data())
+    assert len(passes) == 1

@@ -142,6 +142,8 @@ def single_pass(
                 for i, refusal in _no_classifier(model, logits, data, running).items():
                     begun[i] = refusal
                     del running[i]
+                if not running:
+                    break
             count += len(images)
             wrong += not_finite(logits)
             for reducer in running.values():
@@ -167,18 +169,21 @@ def readable_of(
     model: nn.Module, images: Tensor, wanted: set[Reads], at: Sequence[str] | None, subset: tuple[int, ...]
 ) -> dict[Reads, Readable]:
     """What can be read of the model, each looked for once; or why it has nothing of the kind."""
-    find: dict[Reads, Callable[[], Readable]] = {
-        "stream": lambda: replace(find_streams(model, images, at), subset=subset),
-        "attention": lambda: find_attentions(model, images),
-        "labels": lambda: Streams([], [], subset),
-    }
-    readable: dict[Reads, Readable] = {}
-    for reads in wanted:
-        try:
-            readable[reads] = find[reads]()
-        except NotApplicable as error:
-            readable[reads] = error
+    readable: dict[Reads, Readable] = {"labels": Streams([], [], subset)}
+    if "stream" in wanted:
+        readable["stream"] = _or_refusal(lambda: replace(find_streams(model, images, at), subset=subset))
+    if "attention" in wanted:
+        streams = readable.get("stream")
+        known = streams.units if isinstance(streams, Streams) and not at else None
+        readable["attention"] = _or_refusal(lambda: find_attentions(model, images, known))
     return readable
+
+
+def _or_refusal(find: Callable[[], Readable]) -> Readable:
+    try:
+        return find()
+    except NotApplicable as error:
+        return error
 
 
 def _begun(readable: Readable, kind: type[Reducer], settings: Settings) -> Reducer | NotApplicable:
@@ -252,8 +257,8 @@ def reading_streams(model: nn.Module, streams: Streams, reducers: Sequence[Reduc
         yield
 
 
-def find_attentions(model: nn.Module, images: Tensor) -> Attentions:
-    """The attention calls of a model between positions of the image.
+def find_attentions(model: nn.Module, images: Tensor, known: list[Unit] | None = None) -> Attentions:
+    """The attention calls of a model between positions of the image.  ``known``: its units, if they were looked for.
 
     Errors: NotApplicable if there are none, or if the positions of their tokens are not known.
     """
@@ -264,7 +269,7 @@ def find_attentions(model: nn.Module, images: Tensor) -> Attentions:
         if unknown:
             wrong = f"the positions of the tokens in the attention of {name} are not known"
         raise NotApplicable(f"{wrong}; analyse its units with fourier or variance")
-    return Attentions(calls, unknown, units(model, images))
+    return Attentions(calls, unknown, units(model, images) if known is None else known)
 
 
 def find_streams(model: nn.Module, images: Tensor, at: Sequence[str] | None) -> Streams:

@@ -15,6 +15,8 @@ from backlight.numerics.proportions import paired_difference_interval, share_int
 from backlight.numerics.student import student
 from backlight.results.claim import Claim
 from backlight.results.figures import KIND_COLOUR, LEGEND
+from backlight.results.figures import label as axis_labels
+from backlight.results.over import counted
 from backlight.results.result import Result, Row
 
 if TYPE_CHECKING:
@@ -94,8 +96,7 @@ class Buildup(Result):
     @property
     def measured(self) -> str:
         """The seeds: "3 seeds"."""
-        seeds = self.arrays["accuracy"].shape[1]
-        return f"{seeds} seed{'s' if seeds > 1 else ''}"
+        return counted(self.arrays["accuracy"].shape[1], "seed")
 
     def _draw(self, ax: Axes, panel: str) -> None:
         """Figure 12a: accuracy against the number of attentions; kept trials on a line, others open, controls grey."""
@@ -114,7 +115,7 @@ class Buildup(Result):
                 ends = [[100 * row[f"accuracy{end}"] for row in rows] for end in ("", "_low", "_high")]
                 value, low, high = np.where(np.isfinite(ends), ends, np.nan)
                 ax.errorbar(x, value, [value - low, high - value], elinewidth=0.7, label=name, **style)
-        ax.set(xlabel=self.chart(panel).x, ylabel=self.chart(panel).y)
+        axis_labels(ax, self.chart(panel))
         ax.set_xlim(-0.2, max(drawn) + 0.9)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(**LEGEND)

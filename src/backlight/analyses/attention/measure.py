@@ -112,16 +112,20 @@ class Heads:
     def __init__(self, attentions: Attentions, settings: NoSettings) -> None:
         self.attentions = attentions
         self.groups: dict[int, list[Group]] = {}
+        self.batch: list[list[Tensor]] = [[] for _ in attentions.calls]  # of each call: (some images, H, 4) each
         self.batches: list[list[np.ndarray]] = [[] for _ in attentions.calls]  # of each call: (B, H, 4) each
 
     def read(self, call: int, logits: Tensor) -> None:
         """Compute the metrics of some images.  Shapes: logits (B, W, H, N, M)."""
         if call not in self.groups:
             self.groups[call] = groups(self.attentions.calls[call], logits)
-        self.batches[call].append(metrics(logits, self.groups[call]).double().cpu().numpy())
+        self.batch[call].append(metrics(logits, self.groups[call]))
 
     def finish(self, logits: Tensor, labels: Tensor | None) -> None:
-        """Nothing is left to do at the end of a batch."""
+        """Store the metrics of a batch."""
+        for batches, parts in zip(self.batches, self.batch, strict=True):  # after the pass, as a copy from the device waits
+            batches.append(torch.cat(parts).double().cpu().numpy())
+            parts.clear()
 
     def result(self, model: str, provenance: dict[str, Any], resamples: int, seed: int) -> Attention:
         """A row for each head, with intervals."""

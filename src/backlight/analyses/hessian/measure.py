@@ -33,6 +33,7 @@ from backlight.numerics.lanczos import Operator, dot, lanczos, lanczos_each, nor
 from backlight.numerics.proportions import share_interval
 from backlight.numerics.quadrature import smoothed
 from backlight.results.claim import Claim, Verdict
+from backlight.results.over import counted
 from backlight.results.provenance import provenance
 from backlight.results.result import Result, Row
 from backlight.tracing.find import units
@@ -346,7 +347,7 @@ class HessianSpectrum(Result):
     @property
     def measured(self) -> str:
         """Mini-batches, of so many images."""
-        return f"{len({row['batch'] for row in self.table})} mini-batches of {self.over} in all"
+        return f"{counted(len({row['batch'] for row in self.table}), 'mini-batch', 'mini-batches')} of {self.over} in all"
 
     def _draw_density(self, ax: Axes, side: str) -> None:
         from backlight.results import figures

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     settings=NoiseSettings,
     result="Noise",
     needs=("images", "labels"),
-    passes=lambda s, units: 1 + len(s.frequencies) * len(s.severities_or_default) + (s.basis**2 + 1) // 2 * bool(s.basis),
+    passes=lambda s, units: 1 + len(s.frequencies) * len(s.severities_or_default) + (s.basis**2 + 1) // 2,
     example="demo-cnn demo-vit --data fashion --limit 500 --out runs",
 )
 def noise(
